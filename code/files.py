@@ -1,0 +1,112 @@
+"""Where files lie, how they are written, and how a command line says no.
+
+Folders come from config.json beside this file (relative to it), so that every command works from
+any folder. TELL_DATA, TELL_CACHE, TELL_MODELS, TELL_RESULTS and TELL_FIGURES override one each.
+"""
+import argparse
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+class TellError(Exception):
+    """A mistake in the input: one line that says what, where and what to do."""
+
+
+def config() -> dict:
+    return json.loads((HERE / "config.json").read_text())
+
+
+def folder(name: str) -> Path:
+    """Absolute path of a folder of config.json ("data", "cache", "models", ...)."""
+    override = os.environ.get(f"TELL_{name.upper()}")
+    if override:
+        return Path(override).expanduser().resolve()
+    return (HERE / config()["folders"][name]).resolve()
+
+
+def make_folder(path: Path, setting: str) -> Path:
+    """Create `path`; where that is impossible, say which setting moves it elsewhere."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TellError(f"{path}: cannot be created ({error.strerror}); "
+                        f"set {setting} to a folder that can be written") from error
+    return path
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "wb"):
+    """Open a file that appears under its name only when it is whole.
+
+    A crash, a kill or a full disk leaves the former file as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, **({} if "b" in mode else {"newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TellError(f"{path}: not written ({error.strerror or error}); "
+                        "what stood there before is untouched") from error
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it can be deleted: cleaning up must not hide the error before it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+class Parser(argparse.ArgumentParser):
+    """Strict: no abbreviations; a mistake is one line and exit code 2."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def positive_int(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def number_between(low: float, high: float):
+    """An argparse type: a finite number in [low, high]."""
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+    return parse
+
+
+def command_line(main) -> None:
+    """Run main(); a TellError becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except TellError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

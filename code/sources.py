@@ -1,0 +1,121 @@
+"""The files of a data set, from a folder, a zip or a tar as it is, in one canonical naming.
+
+Layout: any prefix, then {train,val,test}/{REAL,FAKE}/NAME (upper or lower case; without a split
+folder everything counts as test). Labels come from the folder's name, never from an order.
+"""
+import hashlib
+import lzma
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from files import TellError
+
+SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+LABELS = {"real": "REAL", "fake": "FAKE"}
+ARCHIVES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+
+
+def canonical(parts: tuple[str, ...]) -> str | None:
+    """Path parts -> "split/LABEL/name"; None for what lies outside real/ and fake/ folders.
+
+    Files whose name starts with a dot, and __MACOSX, are the file manager's, not pictures.
+    """
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return None
+    for i in range(len(parts) - 2, -1, -1):
+        label = LABELS.get(parts[i].casefold())
+        if label:
+            split = SPLITS.get(parts[i - 1].casefold(), "test") if i else "test"
+            return "/".join((split, label, *parts[i + 1:]))
+    return None
+
+
+def ending(path: Path) -> str:
+    """".zip", ".tar.xz", ... of an archive's name; one clear line for any other file."""
+    found = next((known for known in ARCHIVES if path.name.lower().endswith(known)), None)
+    if not found:
+        raise TellError(f"{path}: neither a folder nor a .zip or .tar archive")
+    return found
+
+
+def files_of(path: Path) -> Iterator[tuple[str, bytes | str]]:
+    """Yield (canonical path, bytes or the path to read them from) for each file of a data set."""
+    if path.is_dir():
+        return folder_files(path)
+    return zip_files(path) if ending(path) == ".zip" else tar_files(path)
+
+
+def walk(root: str, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], os.DirEntry]]:
+    """Every file below root with its path parts, in sorted order (os.walk's order is not)."""
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.is_dir():
+                yield from walk(entry.path, (*parts, entry.name))
+            else:
+                yield (*parts, entry.name), entry
+
+
+def folder_files(root: Path) -> Iterator[tuple[str, str]]:
+    for parts, entry in walk(os.fspath(root), rooted(root)):
+        name = canonical(parts)
+        if name:
+            yield name, entry.path
+
+
+def rooted(root: Path) -> tuple[str, ...]:
+    """`root` may itself be a split folder (…/test); then its own name says which."""
+    return (root.name,) if root.name.casefold() in SPLITS else ()
+
+
+def zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = None if member.is_dir() else canonical(tuple(member.filename.split("/")))
+                if name:
+                    yield name, archive.read(member)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise broken(path, error) from error
+
+
+def tar_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                name = canonical(tuple(member.name.split("/"))) if member.isfile() else None
+                if name:
+                    yield name, archive.extractfile(member).read()
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+        raise broken(path, error) from error
+
+
+def broken(path: Path, error: Exception) -> TellError:
+    return TellError(f"{path}: not a whole archive ({str(error) or type(error).__name__}; "
+                     f"{path.stat().st_size:,} bytes); the download may have been cut: "
+                     "delete it and fetch it again")
+
+
+def signature(path: Path) -> str:
+    """Changes when any file of the source does: names, sizes and times, not contents."""
+    digest = hashlib.sha256(os.fsencode(path))
+    if path.is_dir():
+        for parts, entry in walk(os.fspath(path)):
+            stat = entry.stat()
+            digest.update(f"{'/'.join(parts)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(
+                errors="surrogateescape"))
+        return digest.hexdigest()
+    stat = path.stat()
+    digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def require_readable(path: Path) -> Path:
+    """`path` if it is there and can be read; else one clear line."""
+    if not path.exists():
+        raise TellError(f"{path}: no such file or folder")
+    if not os.access(path, os.R_OK):
+        raise TellError(f"{path}: no permission to read it")
+    return path
