@@ -4,6 +4,7 @@ Folders come from config.json beside this file (relative to it), so that every c
 any folder. TELL_DATA, TELL_CACHE, TELL_MODELS, TELL_RESULTS and TELL_FIGURES override one each.
 """
 import argparse
+import csv
 import json
 import os
 import sys
@@ -61,6 +62,14 @@ def atomic(path: Path, mode: str = "wb"):
         remove(temporary)
 
 
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write dictionaries of equal keys as CSV, atomically."""
+    with atomic(path, "w") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def remove(path: Path) -> None:
     """Delete a file if it can be deleted: cleaning up must not hide the error before it."""
     try:
@@ -80,11 +89,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def positive_int(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+def whole_number(low: int, high: int = 2**31 - 1):
+    """An argparse type: a whole number in [low, high]."""
+    def parse(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdecimal() else low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        return value
+    return parse
 
 
 def number_between(low: float, high: float):

@@ -1,0 +1,162 @@
+"""Checkpoints that describe themselves: save, load, and import of the course project's files.
+
+A checkpoint is one dictionary of plain values and tensors (FORMAT names its layout), written whole
+or not at all, read with weights_only=True, so that a file can hold numbers but never run code.
+"""
+import argparse
+import io
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from classes import NETWORKS, build
+from files import HERE, TellError, atomic, folder
+
+FORMAT = "tell-checkpoint-1"
+LABELS = "fake = 1, real = 0; sigmoid(logit of head 'fake') is P(fake)"
+COURSE_KEYS = {"conv1.weight", "conv2.weight", "fc1.weight", "fc3.weight"}
+
+
+def path_of(name: str) -> Path:
+    """NAME -> models/NAME.pth; a name with a folder or an ending .pth that exists is taken as it is."""
+    given = Path(name).expanduser()
+    if given.suffix == ".pth" and (given.parent != Path(".") or given.exists()):
+        return given.resolve()
+    return folder("models") / f"{name.removesuffix('.pth')}.pth"
+
+
+def name_to_save(text: str) -> str:
+    """An argparse type: a plain file name, with or without .pth."""
+    name = text.removesuffix(".pth")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain file name")
+    return name
+
+
+def pack(network: nn.Module, architecture: str, arguments: dict, **facts) -> dict:
+    """Everything that loading `network` again needs, with `facts` about how it came to be."""
+    return {"format": FORMAT, "architecture": architecture, "arguments": arguments,
+            "heads": dict(network.heads), "normalisation": network.normalisation,
+            "labels": LABELS, **facts,
+            "weights": {key: value.detach().cpu() for key, value in network.state_dict().items()}}
+
+
+def write(path: Path, content: dict) -> None:
+    """Save a dictionary with torch, atomically: a full disk leaves the old file as it was."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def read(path: Path) -> dict:
+    """A dictionary that `write` saved; one clear line for whatever else the file may be."""
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.pth"))) or "none"
+        raise TellError(f"{path}: no such checkpoint; in that folder: {known}")
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise TellError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types here, all of which mean this
+        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else "no content"
+        raise TellError(f"{path}: not a checkpoint that can be loaded safely "
+                        f"({type(error).__name__}: {reason})") from error
+    if not isinstance(content, dict):
+        raise TellError(f"{path}: holds a {type(content).__name__}, not a checkpoint of Tell")
+    return content
+
+
+def load(name: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
+    """Network in evaluation mode, and what its checkpoint says about it.
+
+    `name` as in path_of. Reads our own checkpoints of any architecture and the course project's
+    bare state dictionaries. Raises TellError for everything else.
+    """
+    path = path_of(name)
+    content = read(path)
+    if content.keys() >= COURSE_KEYS:
+        content = from_course_project(content)
+    if content.get("format") != FORMAT:
+        raise TellError(f"{path}: not a checkpoint of Tell (it holds: "
+                        f"{', '.join(map(str, list(content)[:4])) or 'nothing'})")
+    if content["architecture"] not in NETWORKS:
+        raise TellError(f"{path}: made for the network {content['architecture']!r}, which this "
+                        f"version does not have ({', '.join(NETWORKS)})")
+    network = build(content["architecture"], **content["arguments"])
+    try:
+        network.load_state_dict(content.pop("weights"), strict=True)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise TellError(f"{path}: its weights do not fit {content['architecture']} "
+                        f"({str(error).strip().splitlines()[-1].strip()[:120]})") from error
+    network.normalisation = content["normalisation"]
+    return network.to(device).eval(), content
+
+
+def from_course_project(weights: dict) -> dict:
+    """A bare state dictionary of the course project as a checkpoint of ours.
+
+    Its networks give P(real), so the last layer is negated: sigmoid(-z) = 1 - sigmoid(z). It stores
+    the attention layer always; that it was used shows in its BatchNorm having counted batches.
+    """
+    weights = dict(weights)
+    attention = bool(weights.get("attend.bn.num_batches_tracked", 0) > 0)
+    if not attention:
+        weights = {key: value for key, value in weights.items() if not key.startswith("attend.")}
+    for key in ("fc3.weight", "fc3.bias"):
+        weights[key] = -weights[key]
+    return {"format": FORMAT, "architecture": "CIFAKE_CNN", "arguments": {"attn": attention},
+            "heads": {"fake": 1}, "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
+            "labels": LABELS, "threshold": 0.5, "data": "not recorded", "seed": None,
+            "threshold_source": "default: the course project's file has none", "weights": weights}
+
+
+# --- where and how a run took place ------------------------------------------------------------
+
+def surroundings() -> dict:
+    """What a number depends on besides code and data: versions, machine, command, commit, date."""
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": command(),
+            "commit": commit(), "versions": versions(), "machine": machine()}
+
+
+def command() -> str:
+    return " ".join(["python", f"code/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def machine() -> str:
+    """Processor, cores and torch's threads (bits may depend on the latter), and the GPU if any."""
+    parts = [processor(), f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.machine())
+
+
+def commit() -> str:
+    """The commit of this code, with "+" where files differ from it; "none" outside git."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
+                              cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"

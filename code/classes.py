@@ -1,0 +1,144 @@
+"""The networks, by name, and the batches they are fed with.
+
+Every network returns logits (batch, columns), columns named by `network.heads`, and carries the
+`normalisation` that its pixels need. Logit > 0 means FAKE. The set of pictures itself, ImageSet, is
+in datasets.py, which therefore works without torch.
+"""
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets import ImageSet
+from files import TellError
+
+BLOCK = 8  # batches gathered and normalised at once: fewer calls, and still inside the cache
+
+
+class SRMLayer(nn.Module):
+    """Style-based recalibration: each channel is scaled by a gate made of its own mean and spread.
+
+    (batch, channels, h, w) float -> the same shape. H. Lee, H.-E. Kim, H. Nam, "SRM: A Style-based
+    Recalibration Module for Convolutional Neural Networks", ICCV 2019, equations 1-4. The spread is
+    the unbiased standard deviation, as in the authors' code.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.cfc = nn.Conv1d(channels, channels, kernel_size=2, groups=channels, bias=False)
+        self.bn = nn.BatchNorm1d(channels)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """The gate of each channel: (batch, channels, 1, 1), from 0 to 1."""
+        spread, mean = torch.std_mean(x, dim=(2, 3))
+        style = torch.stack((mean, spread), dim=2)
+        return torch.sigmoid(self.bn(self.cfc(style)))[..., None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gates(x)
+
+
+class CIFAKE_CNN(nn.Module):
+    """The course project's network: 61,241 parameters, 61,265 with attention.
+
+    LeNet-5's plan (LeCun et al. 1998) for 32-pixel RGB: (batch, 3, 32, 32) float, normalised to
+    [-1, 1] -> logits (batch, 1). With attn=True an SRMLayer follows the first pooling.
+    """
+
+    heads = {"fake": 1}
+
+    def __init__(self, attn: bool = False):
+        super().__init__()
+        self.normalisation = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+        self.conv1 = nn.Conv2d(3, 6, kernel_size=5)
+        self.attend = SRMLayer(6) if attn else nn.Identity()
+        self.conv2 = nn.Conv2d(6, 16, kernel_size=5)
+        self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != (3, 32, 32):
+            raise TellError(f"CIFAKE_CNN takes (batch, 3, 32, 32) pictures, not {tuple(x.shape)}")
+        # Pooling before ReLU gives the same values (both are monotone) for a quarter of the ReLU.
+        x = self.attend(F.relu(F.max_pool2d(self.conv1(x), 2)))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.fc3(F.relu(self.fc2(x)))
+
+
+NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN}
+
+
+def build(name: str, **arguments) -> nn.Module:
+    """A new network by its name in NETWORKS; TellError for a name that is not there."""
+    if name not in NETWORKS:
+        raise TellError(f"no network is called {name!r}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name](**arguments).to(memory_format=torch.channels_last)
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto", "cpu" or "cuda" -> device; TellError where there is no GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TellError("--device cuda: torch finds no GPU here; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+class Batches:
+    """Normalised batches of an image set, on the device.
+
+    Each is (pixels, labels): float32 (b, 3, 32, 32) in channels_last, float32 (b,) with fake = 1.
+    Pixels stay uint8, in the memory map (on a GPU: wholly on it), until their batch is made.
+
+    Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
+    epoch, which depends on seed and epoch only, and no last short batch.
+    """
+
+    def __init__(self, data: ImageSet, batch_size: int, normalisation: dict,
+                 device: torch.device | str = "cpu", seed: int | None = None):
+        self.batch_size, self.seed, self.n = batch_size, seed, len(data)
+        self.device = torch.device(device)
+        if not len(self):
+            raise TellError(f"batch size {batch_size} is larger than the {len(data):,} pictures "
+                            f"of {data.source}; take a smaller -bs")
+        pixels, rows = data.pixels.transpose(0, 2, 3, 1), data.rows
+        if self.device.type == "cuda":
+            pixels, rows = pixels[rows], np.arange(len(rows))
+        self.pixels = torch.from_numpy(pixels).to(self.device)
+        self.rows = torch.from_numpy(rows).to(self.device)
+        self.labels = torch.from_numpy(data.labels).to(self.device, torch.float32)
+        mean, std = (torch.tensor(normalisation[key], device=self.device).view(3, 1, 1)
+                     for key in ("mean", "std"))
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+        return self.n // self.batch_size if self.seed is not None else -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch(0)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number`."""
+        order = self.order(number)
+        for picked in order.split(BLOCK * self.batch_size):
+            pixels = self.pixels.index_select(0, self.rows[picked]).permute(0, 3, 1, 2)
+            pixels = pixels.to(torch.float32).mul_(self.scale).add_(self.shift)
+            yield from zip(pixels.split(self.batch_size), self.labels[picked].split(self.batch_size),
+                           strict=True)
+
+    def order(self, number: int) -> Tensor:
+        if self.seed is None:
+            return torch.arange(self.n, device=self.device)
+        # Stateless, so that a resumed run sees what an uninterrupted one would have seen.
+        order = np.random.default_rng([self.seed, number]).permutation(self.n)
+        return torch.from_numpy(order[:len(self) * self.batch_size]).to(self.device)
