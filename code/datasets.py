@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import sample
 
+import sample
 from cache import decode_all, fingerprint_of, open_cache
 from files import Parser, TellError, command_line, config, folder, make_folder
 from sources import ending, require_readable
@@ -86,17 +86,23 @@ def load(name: str = "auto") -> ImageSet:
 
     "auto" is CIFAKE where it is found under the data root, else the built-in sample.
     """
-    if name == "auto":
-        name = "cifake" if find_cifake() else "sample"
-    if name == "sample":
-        return ImageSet(**open_cache("sample", sample_archive()))
-    if name == "cifake":
-        path = find_cifake()
+    known = set_name(name)
+    if name in ("auto", "sample", "cifake"):
+        path = find_cifake() if known == "cifake" else sample_archive()
         if not path:
             raise TellError(f"CIFAKE is not under {folder('data')}; {HOW_TO_GET_CIFAKE}")
-        return ImageSet(**open_cache("cifake", path))
-    path = require_readable(Path(name).expanduser().resolve())
-    return ImageSet(**open_cache(path.name.split(".")[0] or "root", path))
+    else:
+        path = require_readable(Path(name).expanduser().resolve())
+    return ImageSet(**open_cache(known, path))
+
+
+def set_name(name: str) -> str:
+    """What a set is called in results: "cifake", "sample", or the name of its folder or archive."""
+    if name == "auto":
+        return "cifake" if find_cifake() else "sample"
+    if name in ("cifake", "sample"):
+        return name
+    return re.sub(r"[^\w-]+", "_", Path(name).expanduser().resolve().name.split(".")[0]) or "root"
 
 
 def find_cifake() -> Path | None:

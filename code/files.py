@@ -70,6 +70,12 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, every value as its text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def remove(path: Path) -> None:
     """Delete a file if it can be deleted: cleaning up must not hide the error before it."""
     try:

@@ -19,7 +19,7 @@ import checkpoints
 from cache import OBJECTS
 from classes import Batches, pick_device
 from datasets import SPLITS, ImageSet, banner, load
-from files import Parser, TellError, atomic, command_line, folder, number_between, write_csv
+from files import Parser, TellError, atomic, command_line, folder, number_between, read_csv, write_csv
 
 BATCH_SIZE = 256
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -156,6 +156,13 @@ def write_scores(path: Path, data: ImageSet, output: np.ndarray) -> None:
              for p, y, o, z, s in rows)
     with atomic(path, "w") as file:
         file.write("path,label,object,logit,score\n" + "".join(lines))
+
+
+def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A file of write_scores -> paths str (n,), labels uint8 (n,), logits float32 (n,)."""
+    rows = read_csv(path)
+    return (np.array([row["path"] for row in rows]), np.array([row["label"] for row in rows], np.uint8),
+            np.array([row["logit"] for row in rows], np.float32))
 
 
 def print_table(row: dict, facts: dict) -> None:
