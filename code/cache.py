@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def carve_validation(splits: np.ndarray, labels: np.ndarray, objects: np.ndarray
     for stratum in sorted(set(zip(labels.tolist(), objects.tolist(), strict=True))):
         members = np.flatnonzero((splits == "train") & (labels == stratum[0]) & (objects == stratum[1]))
         order = members[np.argsort(hashes[members], kind="stable")]
-        moved[order[:round(VAL_SHARE * len(members))]] = True
+        moved[order[:ceil(VAL_SHARE * len(members)) if len(members) > 1 else 0]] = True
     moved = (splits == "train") & np.isin(hashes, hashes[moved])
     return np.where(moved, "val", splits)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 import sample
 from cache import decode_all, fingerprint_of, open_cache
-from files import Parser, TellError, command_line, config, folder, make_folder
+from files import Parser, TellError, command_line, config, folder, make_folder, remove
 from sources import ending, require_readable
 
 SPLITS = ("train", "val", "test")
@@ -157,8 +157,6 @@ def difference(name: str, digest: bytes, pixels, note: str, expected: dict[str, 
 def fetch() -> Path:
     """Download CIFAKE from Kaggle into the data root; needs a network but no account."""
     target = folder("data") / "CIFAKE"
-    if find_cifake():
-        raise TellError(f"CIFAKE is there already: {find_cifake()}")
     make_folder(folder("data"), "TELL_DATA")
     partial = target.with_name(".CIFAKE.partial")
     try:
@@ -168,34 +166,44 @@ def fetch() -> Path:
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise TellError(f"CIFAKE could not be downloaded ({type(error).__name__}: {reason}); "
                         f"{HOW_TO_GET_CIFAKE}") from error
-    return accept(partial, target)
+    return accept(partial, target, KAGGLE_HANDLE)
 
 
-def accept(partial: Path, target: Path) -> Path:
-    """Rename a finished copy to its final name, once it is CIFAKE file by file."""
-    differences = verify(partial)
-    if differences:
-        raise TellError(f"{partial}: not CIFAKE as published, {len(differences):,} differences, "
-                        f"the first: {differences[0]}")
-    os.replace(partial, target)
+def accept(partial: Path, target: Path, source: str) -> Path:
+    """Rename a finished copy to its final name if it is CIFAKE file by file; else delete it."""
+    try:
+        differences = verify(partial)
+        if differences:
+            raise TellError(f"{source}: not CIFAKE as published, {len(differences):,} differences, "
+                            f"the first: {differences[0]}")
+        os.replace(partial, target)
+    finally:
+        delete(partial)
     return target
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove(path)
 
 
 def import_cifake(path: Path) -> Path:
     """Copy a folder or archive of CIFAKE into the data root under a name that is found there."""
     require_readable(path)
-    if find_cifake():
-        raise TellError(f"CIFAKE is there already: {find_cifake()}")
     root = make_folder(folder("data"), "TELL_DATA")
     target = root / ("CIFAKE" if path.is_dir() else "cifake" + ending(path))
-    partial = root / f".partial-{target.name}"
+    partial = root / f".partial-{target.name}"  # the ending tells what kind of archive it is
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        delete(partial)
         shutil.copytree(path, partial) if path.is_dir() else shutil.copyfile(path, partial)
     except OSError as error:
+        delete(partial)
         raise TellError(f"{root}: {path} could not be copied there "
                         f"({error.strerror or str(error)[:120]})") from error
-    return accept(partial, target)
+    return accept(partial, target, str(path))
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -275,7 +283,11 @@ def main(argv: list[str] | None = None) -> dict:
         return list_sets()
     if args.action == "verify":
         return verify_command(args.path)
-    path = fetch() if args.action == "fetch" else import_cifake(Path(args.path).resolve())
+    path = find_cifake()
+    if path:
+        print(f"CIFAKE is there already: {path}; to check it: python code/datasets.py verify")
+        return {"path": str(path)}
+    path = fetch() if args.action == "fetch" else import_cifake(Path(args.path).expanduser().resolve())
     print(f"CIFAKE, complete and verified: {path}")
     return {"path": str(path)}
 

@@ -18,12 +18,12 @@ STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
 
 
 def plot_history(ax: Axes, history: list[dict]) -> None:
-    """Training and validation loss by epoch; the lowest validation loss, which is kept, is marked."""
+    """Training and validation loss by epoch; the epoch that is kept is marked."""
     epochs = [int(row["epoch"]) for row in history]
     train, val = ([float(row[f"{part}_loss"]) for row in history] for part in ("train", "val"))
     ax.plot(epochs, train, "o-", color=LINE, label="training")
     ax.plot(epochs, val, "s--", color="#009E73", label="validation")
-    kept = int(np.argmin(val))
+    kept = int(np.argmax([float(row["val_accuracy_at_threshold"]) for row in history]))
     ax.plot(epochs[kept], val[kept], "o", ms=13, mfc="none", mec="#009E73",
             label=f"kept: epoch {epochs[kept]}")
     ax.set(xlabel="epoch", ylabel="cross-entropy a picture (nats)", title="Learning", ylim=(0, None),

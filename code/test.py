@@ -121,7 +121,8 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, flo
     reals = np.bincount(group, minlength=len(values)) - fakes
     # right[i]: values[:i] are called REAL, values[i:] FAKE
     right = np.cumsum(np.append(0, reals)) + labels.sum() - np.cumsum(np.append(0, fakes))
-    cuts = np.concatenate(([0.0], (values[1:] + values[:-1]) / 2, [1.0]))
+    above = np.nextafter(values, 2)  # a cut must exclude the score below it, however near the next
+    cuts = np.concatenate(([0.0], np.maximum((values[1:] + values[:-1]) / 2, above[:-1]), above[-1:]))
     best = np.flatnonzero(right == right.max())
     return float(cuts[best[np.argmin(abs(cuts[best] - 0.5))]]), float(right.max() / len(labels))
 

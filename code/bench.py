@@ -1,0 +1,174 @@
+"""How long Tell takes, against the way the earlier project works (reference.py), on CIFAKE.
+
+    python code/bench.py              every row; about 15 minutes on two cores
+    python code/bench.py --repeats 3  the median of three
+
+Both sides run on this machine, in turn, in fresh processes, with the same threads, network, pictures
+and steps, reading the same folder of files (in the page cache for both). Results: paper/results/bench.csv.
+"""
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import checkpoints
+from datasets import HOW_TO_GET_CIFAKE, find_cifake, load
+from files import HERE, Parser, TellError, command_line, folder, whole_number, write_csv
+
+# What runs in the child processes, after the imports that are not counted: {row: (imports, body)}
+CHILDREN = {
+    "cold load": ("import datasets", "n = len(datasets.load(folder))"),
+    "warm start": ("import classes, datasets, torch", """
+data = datasets.load(folder).split("train")
+pixels, labels = next(classes.Batches(data, 32, {"mean": [.5] * 3, "std": [.5] * 3}, seed=0).epoch(1))
+n = len(labels)"""),
+    "test": ("import test", "n = test.main(['-mf', 'bench', '--data', folder])['models'][0]['n']"),
+}
+
+
+def child(row: str, data: Path, environment: dict) -> float:
+    """Seconds that a piece of ours takes in a fresh process once its modules are imported."""
+    imports, body = CHILDREN[row]
+    code = (f"import sys, time\nsys.path.insert(0, {str(HERE)!r})\n{imports}\nfolder = {str(data)!r}\n"
+            f"start = time.perf_counter()\n{body}\nprint()\nprint(time.perf_counter() - start)")
+    return float(run([sys.executable, "-c", code], environment).splitlines()[-1])
+
+
+def run(command: list[str], environment: dict) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+        raise TellError(f"{' '.join(command[:4])}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def timed(command: list[str], environment: dict) -> tuple[float, str]:
+    """Seconds of a whole process, start and imports included, and what it printed."""
+    start = time.perf_counter()
+    output = run(command, environment)
+    return time.perf_counter() - start, output
+
+
+def ours(script: str, *flags: str) -> list[str]:
+    return [sys.executable, str(HERE / script), *flags]
+
+
+class Bench:
+    """The measurements: name -> (seconds of the reference or None, seconds of ours)."""
+
+    def __init__(self, work: Path, cifake: Path):
+        self.work, self.cifake = work, cifake
+        self.environment = {"TELL_CACHE": str(work / "cache"), "TELL_MODELS": str(work / "models"),
+                            "TELL_RESULTS": str(work / "results")}
+        self.lists = {split: self.write_list(split) for split in ("train", "test", "all")}
+
+    def write_list(self, split: str) -> Path:
+        data = load(str(self.cifake))
+        data = data if split == "all" else data.split(split)
+        path = self.work / f"{split}.txt"
+        path.write_text("".join(f"{label} {self.cifake / name}\n"
+                                for label, name in zip(data.labels, data.paths, strict=True)))
+        return path
+
+    def reference(self, *arguments: str) -> tuple[float, dict]:
+        seconds, output = timed(ours("reference.py", *arguments), self.environment)
+        return seconds, json.loads(output.splitlines()[-1])
+
+    def cold_load(self) -> tuple[float, float]:
+        """Every one of the 120,000 files, from disk to memory (ours: to the cache as well)."""
+        run(["rm", "-rf", str(self.work / "cache")], {})
+        mine = child("cold load", self.cifake, self.environment)
+        _, result = self.reference("train", str(self.lists["all"]), "0", str(self.work / "none.pth"))
+        return result["load"], mine
+
+    def warm_start(self) -> tuple[None, float]:
+        """Cache present, modules imported: to the first training batch."""
+        return None, child("warm start", self.cifake, self.environment)
+
+    def train(self, epochs: int) -> tuple[float, float]:
+        """train.py from start to saved checkpoint, cache present."""
+        mine, _ = timed(ours("train.py", "-ep", str(epochs), "-mf", "bench", "--data", str(self.cifake)),
+                        self.environment)
+        theirs, _ = self.reference("train", str(self.lists["train"]), str(epochs),
+                                   str(self.work / "reference.pth"))
+        return theirs, mine
+
+    def test_whole(self) -> tuple[float, float]:
+        """test.py on the 20,000 test pictures, process start included, cache present."""
+        mine, _ = timed(ours("test.py", "-mf", "bench", "--data", str(self.cifake)), self.environment)
+        return self.reference("test", str(self.lists["test"]), str(self.work / "reference.pth"))[0], mine
+
+    def test_inside(self) -> tuple[float, float]:
+        """The same without process start and imports."""
+        mine = child("test", self.cifake, self.environment)
+        _, result = self.reference("test", str(self.lists["test"]), str(self.work / "reference.pth"))
+        return result["seconds"], mine
+
+
+def measures(bench: Bench) -> dict:
+    return {"cold load of 120,000 files": bench.cold_load,
+            "warm start to the first batch": bench.warm_start,
+            "train.py -ep 1, whole process": lambda: bench.train(1),
+            "train.py -ep 10, whole process": lambda: bench.train(10),
+            "test.py on 20,000, whole process": bench.test_whole,
+            "test.py on 20,000, after imports": bench.test_inside}
+
+
+def folder_of_cifake(work: Path) -> Path:
+    """CIFAKE as a folder of files, which the reference needs; an archive is unpacked into `work`."""
+    path = find_cifake()
+    if not path:
+        raise TellError(f"the benchmark needs CIFAKE; {HOW_TO_GET_CIFAKE}")
+    if path.is_dir():
+        return path
+    shutil.unpack_archive(path, work / "files")
+    return next((work / "files").rglob("train")).parent
+
+
+def peak_memory(bench: Bench) -> float:
+    """MB of resident memory that `train.py -ep 1` needs at most, with the cache mapped."""
+    code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)")
+    command = ours("train.py", "-ep", "1", "--data", str(bench.cifake))
+    return float(run([sys.executable, "-c", code, *command], bench.environment).splitlines()[-1])
+
+
+def measure(name: str, action, repeats: int) -> dict:
+    pairs = [action() for _ in range(repeats)]
+    theirs, mine = ([pair[i] for pair in pairs] for i in (0, 1))
+    reference = statistics.median(theirs) if theirs[0] is not None else None
+    tell = statistics.median(mine)
+    row = {"measure": name, "unit": "s", "reference": f"{reference:.2f}" if reference else "",
+           "tell": f"{tell:.3f}", "ratio": f"{reference / tell:.1f}" if reference else "", "repeats": repeats}
+    print(f"{name:<36} reference {row['reference']:>7} s   Tell {row['tell']:>7} s   x {row['ratio']}",
+          flush=True)
+    return row
+
+
+def main(argv: list[str] | None = None) -> dict:
+    flags = Parser(description=__doc__)
+    flags.add_argument("--repeats", type=whole_number(1), default=1, help="median of so many (1)")
+    args = flags.parse_args(argv)
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["TELL_CACHE"] = f"{work}/cache"
+        bench = Bench(Path(work), folder_of_cifake(Path(work)))
+        rows = [measure(name, action, args.repeats) for name, action in measures(bench).items()]
+        peak = peak_memory(bench)
+    print(f"peak memory of training {peak:,.0f} MB")
+    rows.append({**rows[0], "measure": "peak resident memory of train.py", "unit": "MB", "reference": "",
+                 "tell": f"{peak:.0f}", "ratio": "", "repeats": 1})
+    about = checkpoints.surroundings()
+    about["versions"] = " ".join(f"{key} {value}" for key, value in about["versions"].items())
+    path = folder("results") / "bench.csv"
+    write_csv(path, [row | about for row in rows])
+    print(f"written: {path}")
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,144 @@
+"""A checkpoint says all about itself; everything that is none is refused in one line."""
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import CODE, assert_one_line, run_tell
+
+import checkpoints
+from classes import build
+from datasets import load
+from files import TellError, folder
+from test import predict
+
+FACTS = {"threshold": 0.4, "threshold_source": "a test", "data": "tiny", "seed": 7}
+
+
+def save(name="one", attn=False, **changes):
+    torch.manual_seed(0)
+    network = build("CIFAKE_CNN", attn=attn).eval()
+    content = checkpoints.pack(network, "CIFAKE_CNN", {"attn": attn}, **FACTS) | changes
+    checkpoints.write(checkpoints.path_of(name), content)
+    return network
+
+
+@pytest.mark.parametrize("attn", [False, True])
+def test_round_trip_needs_no_architecture(attn):
+    network = save(attn=attn)
+    found, facts = checkpoints.load("one")
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(found(x), network(x))
+    assert not found.training
+    assert facts["labels"].startswith("fake = 1, real = 0")
+    assert facts["heads"] == {"fake": 1}
+    assert {key: facts[key] for key in FACTS} == FACTS
+    assert facts["normalisation"] == found.normalisation == {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def test_names_and_paths(tmp_path, monkeypatch):
+    assert checkpoints.path_of("one") == checkpoints.path_of("one.pth") == folder("models") / "one.pth"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.pth").write_bytes(b"")
+    assert checkpoints.path_of("here.pth") == tmp_path / "here.pth"
+    assert checkpoints.path_of(str(tmp_path / "x/y.pth")) == tmp_path / "x/y.pth"
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def bad_files(tmp_path):
+    torch.save({"x": Payload(tmp_path / "ran")}, tmp_path / "payload.pth")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"x": Payload(tmp_path / "ran")}))
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"weights": {}}, tmp_path / "other.pth")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("a", "b")
+    save("whole")
+    whole = checkpoints.path_of("whole").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[:len(whole) // 2])
+    return {"payload": "not a checkpoint that can be loaded safely", "pickle": "loaded safely",
+            "text": "loaded safely", "empty": "loaded safely", "lfs": "git lfs pull", "list": "holds a list",
+            "other": "not a checkpoint of Tell", "zip": "loaded safely", "cut": "loaded safely",
+            "missing": "no such checkpoint"}
+
+
+def test_what_is_no_checkpoint_is_refused_and_runs_nothing(tmp_path):
+    for name, words in bad_files(tmp_path).items():
+        with pytest.raises(TellError, match=words) as caught:
+            checkpoints.load(str(tmp_path / f"{name}.pth"))
+        assert "\n" not in str(caught.value), name
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_network_are_refused():
+    save("unknown", architecture="ResNet999")
+    with pytest.raises(TellError, match="made for the network 'ResNet999'"):
+        checkpoints.load("unknown")
+    save("mixed", attn=True, arguments={"attn": False})
+    with pytest.raises(TellError, match="do not fit CIFAKE_CNN"):
+        checkpoints.load("mixed")
+    weights = build("CIFAKE_CNN").state_dict() | {"fc1.weight": torch.zeros(3, 3)}
+    save("shape", weights=weights)
+    with pytest.raises(TellError, match="do not fit CIFAKE_CNN.*fc1.weight"):
+        checkpoints.load("shape")
+    save("bare", weights={})
+    with pytest.raises(TellError, match="do not fit"):
+        checkpoints.load("bare")
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_the_course_projects_files_are_turned_round(tree, tmp_path, attention):
+    """Bare state dictionaries: P(real), and the attention layer always there, used or not."""
+    torch.manual_seed(2)
+    theirs = build("CIFAKE_CNN", attn=True)
+    if attention:
+        theirs.train()(torch.randn(16, 3, 32, 32))  # BatchNorm counts a batch
+    theirs.eval()
+    assert set(theirs.state_dict()) >= {"attend.cfc.weight", "attend.bn.num_batches_tracked"}
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    network, facts = checkpoints.load(str(tmp_path / "theirs.pth"))
+    assert facts["arguments"] == {"attn": attention}
+    if not attention:
+        theirs.attend = torch.nn.Identity()
+    data = load(str(tree)).split("test")
+    x = torch.from_numpy(data.pixels[data.rows]).float() / 127.5 - 1
+    with torch.no_grad():
+        probability_of_real = torch.sigmoid(theirs(x))[:, 0].numpy()
+    np.testing.assert_allclose(predict(network, data), 1 - probability_of_real, atol=1e-6)
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path):
+    save("one")
+    before = checkpoints.path_of("one").read_bytes()
+    code = f"""
+import sys; sys.path.insert(0, {str(CODE)!r})
+import resource
+import checkpoints
+from classes import build
+from files import command_line
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+content = checkpoints.pack(build("CIFAKE_CNN"), "CIFAKE_CNN", {{"attn": False}})
+command_line(lambda: checkpoints.write(checkpoints.path_of("one"), content))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert_one_line(done, "one.pth: not written", "untouched")
+    assert checkpoints.path_of("one").read_bytes() == before
+    assert [path.name for path in folder("models").iterdir()] == ["one.pth"]
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path, tree):
+    bad_files(tmp_path)
+    assert_one_line(run_tell("test.py", "-mf", tmp_path / "payload.pth", "--data", tree), "payload.pth",
+                    "loaded safely")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,318 @@
+"""From files to the cache: the same pictures from any form, and one clear line for each mishap."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CODE, assert_one_line, encoded, jpeg, make_tree, run_tell
+from PIL import Image
+
+import cache
+import datasets
+from files import TellError, folder
+
+NOTHING_BUT_DATASETS = f"import sys; sys.path.insert(0, {str(CODE)!r}); import datasets; "
+
+
+def pack(tree: Path, target: Path) -> Path:
+    if target.suffix == ".zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            for path in sorted(tree.rglob("*.jpg")):
+                archive.write(path, Path("some/prefix") / path.relative_to(tree))
+        return target
+    with tarfile.open(target, "w:" + target.suffix[1:].replace("tar", "")) as archive:
+        archive.add(tree, "CIFAKE")
+    return target
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tar.xz"])
+def test_every_form_gives_the_same_set(tree, tmp_path, ending):
+    plain = datasets.load(str(tree))
+    packed = datasets.load(str(pack(tree, tmp_path / f"packed.{ending}")))
+    assert packed.fingerprint == plain.fingerprint
+    assert packed.paths.tolist() == plain.paths.tolist()
+    assert packed.splits.tolist() == plain.splits.tolist()
+    np.testing.assert_array_equal(packed.pixels[packed.rows], plain.pixels[plain.rows])
+
+
+def test_table_says_what_the_files_say(tree):
+    data = datasets.load(str(tree))
+    # 4 pictures an object and label, of which a tenth, but at least one, goes to validation
+    assert datasets.describe(data) == {"train REAL": 30, "train FAKE": 30, "val REAL": 10, "val FAKE": 10,
+                                       "test REAL": 10, "test FAKE": 10}
+    i = data.paths.tolist().index("train/FAKE/0002 (7).jpg")
+    assert data.labels[i] == 1
+    assert cache.OBJECTS[data.objects[i]] == "frog"
+    pixels = np.asarray(Image.open(tree / "train/FAKE/0002 (7).jpg"))
+    np.testing.assert_array_equal(data.pixels[data.rows[i]].transpose(1, 2, 0), pixels)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("0000.jpg", 0), ("12 (2).jpg", 1), ("5999 (10).jpg", 9), ("3 (8).jpg", 7), ("3 (11).jpg", -1),
+    ("3 (0).jpg", -1), ("cat.jpg", -1), ("12 (2).png", -1), ("12(2).jpg", -1)])
+def test_object_class_comes_from_the_name(name, expected):
+    assert cache.object_class(name) == expected
+
+
+def test_validation_is_a_stratified_tenth_chosen_by_content():
+    random = np.random.default_rng(0)
+    n = 20_000
+    sha256 = random.integers(0, 256, (n, 32), dtype=np.uint8)
+    sha256[1::50] = sha256[::50]  # pairs of identical files
+    labels, objects = random.integers(0, 2, n).astype(np.uint8), random.integers(0, 10, n).astype(np.int8)
+    splits = np.where(np.arange(n) % 6 == 0, "test", "train")
+    carved = cache.carve_validation(splits, labels, objects, sha256)
+    assert ((carved == "test") == (splits == "test")).all()
+    for label in (0, 1):
+        for obj in range(10):
+            stratum = (labels == label) & (objects == obj) & (splits == "train")
+            assert 0.09 < (carved[stratum] == "val").mean() < 0.13
+    sides = {}
+    for digest, split in zip(map(bytes, sha256), carved, strict=True):
+        if split != "test":
+            sides.setdefault(digest, set()).add(split)
+    assert all(len(found) == 1 for found in sides.values())
+    order = random.permutation(n)  # the choice depends on the content, not on the order
+    again = cache.carve_validation(splits[order], labels[order], objects[order], sha256[order])
+    assert (again == carved[order]).all()
+
+
+def test_a_validation_split_of_the_source_is_kept(tree):
+    (tree / "train").rename(tree / "val")
+    make_tree(tree.parent / "more", seed=1)
+    (tree.parent / "more/train").rename(tree / "train")
+    counts = datasets.describe(datasets.load(str(tree)))
+    assert (counts["train REAL"], counts["val REAL"]) == (40, 40)
+
+
+def test_second_load_decodes_nothing(tree, monkeypatch):
+    first = datasets.load(str(tree))
+    monkeypatch.setattr(cache, "decode_all", lambda path: pytest.fail("decoded again"))
+    again = datasets.load(str(tree))
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_changed_source_is_decoded_again(tree):
+    before = datasets.load(str(tree))
+    (tree / "test/REAL/0000.jpg").write_bytes(jpeg(np.zeros((32, 32, 3), np.uint8)))
+    after = datasets.load(str(tree))
+    assert after.fingerprint != before.fingerprint
+    assert after.pixels[after.rows[after.paths.tolist().index("test/REAL/0000.jpg")]].max() == 0
+    assert len([path for path in folder("cache").iterdir() if path.is_dir()]) == 1  # the old one is gone
+
+
+def test_a_damaged_cache_is_built_again(tree):
+    datasets.load(str(tree))
+    built = next(path for path in folder("cache").iterdir() if path.is_dir())
+    for name, content in (("pixels.u8", b"short"), ("meta.json", b"{"), ("table.npz", b"PK")):
+        (built / name).write_bytes(content)
+        assert len(datasets.load(str(tree))) == 100
+
+
+def test_two_processes_at_once_share_one_cache(tree):
+    code = NOTHING_BUT_DATASETS + f"print(datasets.load({str(tree)!r}).fingerprint)"
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = {process.communicate(timeout=60)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs == {datasets.load(str(tree)).fingerprint + "\n"}
+
+
+def test_kill_while_the_cache_is_built(tree):
+    code = NOTHING_BUT_DATASETS + f"""
+import cache, time
+whole = cache.decode_all
+def slow(path):
+    for entry in whole(path):
+        time.sleep(0.05)
+        yield entry
+cache.decode_all = slow
+datasets.load({str(tree)!r})"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    building = lambda: list(folder("cache").glob(".building-*"))  # noqa: E731
+    deadline = time.time() + 30
+    while not building() and time.time() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert building()
+    assert not [p for p in folder("cache").iterdir() if p.is_dir() and not p.name.startswith(".")]
+    assert len(datasets.load(str(tree))) == 100
+    assert not building()
+
+
+def test_bad_files_among_good_ones_are_named_and_the_rest_goes_on(tree, capsys):
+    where = tree / "test/REAL"
+    black = np.zeros((32, 32, 3), np.uint8)
+    bad = {"empty.jpg": b"", "text.jpg": b"no picture", "cut.jpg": jpeg(black)[:300]}
+    odd = {"palette.png": encoded(Image.new("P", (32, 32)), "PNG"),
+           "grey.png": encoded(Image.new("L", (8, 8)), "PNG"),
+           "cmyk.jpg": encoded(Image.new("CMYK", (32, 32)), "JPEG"),
+           "rgba.png": encoded(Image.new("RGBA", (64, 9)), "PNG"),
+           "deep.png": encoded(Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG"),
+           "moving.gif": encoded(Image.new("P", (32, 32)), "GIF", save_all=True,
+                                 append_images=[Image.new("P", (32, 32), 9)])}
+    for name, content in {**bad, **odd}.items():
+        (where / name).write_bytes(content)
+    (where / "bomb.png").write_bytes(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
+    (where / ".hidden.jpg").write_bytes(b"the file manager's")
+    data = datasets.load(str(tree))
+    assert len(data) == 100 + len(odd)
+    assert {path.split("/")[-1] for path, _ in data.unreadable} == {*bad, "bomb.png"}
+    datasets.banner(data)
+    said = capsys.readouterr().out
+    assert "unreadable: test/REAL/empty.jpg: empty file" in said
+    assert "4 of 110 files" in said
+    assert "resized from NxN" in said
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    ("missing", "no such file"), ("empty", "no file under a REAL or FAKE folder"),
+    ("layout", "expected {train,test}/{REAL,FAKE}"), ("pictures", "is a readable picture"),
+    ("ending", "neither a folder nor a .zip or .tar"), ("one class", "training needs REAL and FAKE")])
+def test_a_folder_that_is_no_data_set(tmp_path, damage, words):
+    path = tmp_path / "set"
+    if damage == "layout":
+        (path / "cats").mkdir(parents=True)
+        (path / "cats/1.jpg").write_bytes(b"x")
+    elif damage == "pictures":
+        (path / "REAL").mkdir(parents=True)
+        (path / "REAL/1.jpg").write_bytes(b"x")
+    elif damage == "ending":
+        path.write_text("x")
+    elif damage == "one class":
+        shutil.rmtree(make_tree(path) / "train/FAKE")
+    elif damage == "empty":
+        path.mkdir()
+    with pytest.raises(TellError, match=words.replace("{", r"\{").replace("}", r"\}")):
+        datasets.load(str(path)).split("train").require_both_classes()
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tar.xz"])
+def test_a_half_downloaded_archive(tree, tmp_path, ending):
+    path = pack(tree, tmp_path / f"half.{ending}")
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with pytest.raises(TellError, match="not a whole archive"):
+        datasets.load(str(path))
+    assert not list(folder("cache").glob("half*"))
+    assert not list(folder("cache").glob(".building-*"))
+
+
+def test_the_same_picture_claimed_twice(tree):
+    shutil.copytree(tree / "train", tree / "copy/train")
+    with pytest.raises(TellError, match="two files claim the place train/FAKE/0000"):
+        datasets.load(str(tree))
+
+
+def test_command_lines_say_no_in_one_line(tree, tmp_path):
+    assert_one_line(run_tell("datasets.py", "verify", tmp_path / "nowhere"), "no such file", "nowhere")
+    assert_one_line(run_tell("datasets.py", "verify"), "CIFAKE is not under", "fetch cifake", "import")
+    assert_one_line(run_tell("datasets.py", "unpack"), "invalid choice")
+    assert_one_line(run_tell("datasets.py", "list", TELL_CACHE="/proc/nowhere"), "TELL_CACHE")
+
+
+def test_full_disk_while_the_cache_is_written(tree):
+    code = NOTHING_BUT_DATASETS + f"""
+import resource
+from files import command_line
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+command_line(lambda: datasets.load({str(tree)!r}))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert_one_line(done, "cannot be written", "TELL_CACHE")
+    assert len(datasets.load(str(tree))) == 100
+
+
+def test_fetch_without_network_says_what_to_do(monkeypatch):
+    import kagglehub
+
+    def offline(*args, **options):
+        raise ConnectionError("Failed to resolve 'api.kaggle.com'")
+    monkeypatch.setattr(kagglehub, "dataset_download", offline)
+    with pytest.raises(TellError, match="could not be downloaded .*resolve.*by hand.*import THE.zip"):
+        datasets.main(["fetch", "cifake"])
+
+
+def test_kagglehub_is_imported_only_by_fetch():
+    code = NOTHING_BUT_DATASETS + "print('kagglehub' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False False\n"
+
+
+@pytest.fixture
+def small_cifake(tree, tmp_path, monkeypatch):
+    """A tree that counts as CIFAKE, because the manifest is its own."""
+    import lzma
+    library = tmp_path / "library"
+    library.mkdir()
+    monkeypatch.setenv("TELL_LIBRARY", str(library))
+    entries = sorted((name, digest) for name, digest, *_ in cache.decode_all(tree))
+    with lzma.open(library / "cifake_manifest.txt.xz", "wt") as file:
+        file.write("".join(f"{name} {digest.hex()[:8]}\n" for name, digest in entries))
+    monkeypatch.setattr(datasets, "CIFAKE_FINGERPRINT", cache.fingerprint_of(entries))
+    return tree
+
+
+def test_verify_names_every_difference(small_cifake):
+    assert datasets.verify(small_cifake) == []
+    (small_cifake / "test/REAL/0000.jpg").unlink()
+    (small_cifake / "test/REAL/9999.jpg").write_bytes(jpeg(np.zeros((32, 32, 3), np.uint8)))
+    (small_cifake / "test/FAKE/0000.jpg").write_bytes(jpeg(np.zeros((32, 32, 3), np.uint8)))
+    (small_cifake / "train/FAKE/0000.jpg").write_bytes(b"")
+    (small_cifake / "train/REAL/0000.jpg").write_bytes(jpeg(np.zeros((16, 16, 3), np.uint8)))
+    assert datasets.verify(small_cifake) == [
+        "test/FAKE/0000.jpg: other content", "test/REAL/0000.jpg: missing",
+        "test/REAL/9999.jpg: not a file of CIFAKE", "train/FAKE/0000.jpg: empty file",
+        "train/REAL/0000.jpg: not 32x32 RGB (resized from 16x16)"]
+
+
+@pytest.mark.parametrize("ending", ["", ".zip", ".tar.xz"])
+def test_import_takes_any_form_and_is_found_afterwards(small_cifake, tmp_path, ending):
+    source = pack(small_cifake, tmp_path / f"download{ending}") if ending else small_cifake
+    datasets.main(["import", str(source)])
+    assert datasets.load("cifake").fingerprint == datasets.CIFAKE_FINGERPRINT
+    assert datasets.set_name("auto") == "cifake"
+
+
+def test_import_refuses_another_set(small_cifake, tmp_path):
+    other = make_tree(tmp_path / "other", seed=5)
+    with pytest.raises(TellError, match="not CIFAKE as published, 100 differences"):
+        datasets.main(["import", str(other)])
+    assert datasets.find_cifake() is None
+    assert not list(folder("data").glob(".partial*"))
+
+
+def test_the_committed_manifest_is_cifake():
+    names = datasets.read_manifest()
+    assert len(names) == 120_000
+    for split, n in (("train", 50_000), ("test", 10_000)):
+        for label in ("REAL", "FAKE"):
+            mine = [name for name in names if name.startswith(f"{split}/{label}/")]
+            assert len(mine) == n
+            objects = np.bincount([cache.object_class(name.split("/")[-1]) for name in mine], minlength=10)
+            assert objects.tolist() == [n // 10] * 10
+
+
+def test_the_complete_cifake_verifies(real_cifake):
+    assert datasets.verify(real_cifake) == []
+
+
+def test_head_keeps_both_classes(tree):
+    part = datasets.load(str(tree)).split("test").head(7)
+    assert len(part) == 7
+    assert 0 < part.labels.sum() < 7
+
+
+def test_meta_is_plain_json(tree):
+    datasets.load(str(tree))
+    meta = next(folder("cache").glob("tree-*/meta.json"))
+    assert set(json.loads(meta.read_text())) == {"n", "fingerprint", "unreadable"}
+    assert os.access(meta, os.R_OK)

@@ -1,0 +1,130 @@
+"""Any bytes: decoded as a viewer would show them, or named; never a crash, never a lost file."""
+import io
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import simplejpeg
+from conftest import encoded, jpeg
+from hypothesis import given, settings
+from PIL import Image
+
+import decode as decode_module
+from cache import decode_file
+from decode import DecodeError, decode
+
+GRADIENT = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
+PICTURE = Image.fromarray(GRADIENT)
+
+
+def test_plain_jpeg_equals_pillow():
+    data = jpeg(GRADIENT)
+    found, note = decode(data)
+    assert note == ""
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_sixteen_bit_grey_keeps_its_brightness():
+    grey = (np.arange(1024, dtype=np.uint32).reshape(32, 32) * 64).astype(np.uint16)
+    found, note = decode(encoded(Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(found[..., 0], grey >> 8)
+    assert "I;16 to RGB" in note
+
+
+def test_alpha_is_shown_on_white():
+    rgba = np.zeros((32, 32, 4), np.uint8)
+    rgba[16:, :, 3] = 255
+    found, _ = decode(encoded(Image.fromarray(rgba), "PNG"))
+    assert (found[:16] == 255).all()
+    assert (found[16:] == 0).all()
+
+
+def test_palette_with_transparency():
+    picture = PICTURE.quantize(8)
+    plain, _ = decode(encoded(picture, "PNG"))
+    np.testing.assert_array_equal(plain, np.asarray(picture.convert("RGB")))
+    clear, note = decode(encoded(picture, "PNG", transparency=bytes(8)))
+    assert (clear == 255).all()
+    assert "to RGB" in note
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "CMYK", "YCbCr", "I"])
+def test_every_mode_becomes_rgb(mode):
+    kind = {"CMYK": "JPEG", "YCbCr": "JPEG", "I": "TIFF"}.get(mode, "PNG")
+    picture = PICTURE.convert("L").convert(mode) if mode in ("I", "LA") else PICTURE.convert(mode)
+    found, _ = decode(encoded(picture, kind))
+    assert found.shape == (32, 32, 3)
+    assert found.dtype == np.uint8
+
+
+def test_cmyk_has_the_colours_of_the_picture():
+    red = Image.new("RGB", (32, 32), (255, 0, 0)).convert("CMYK")
+    found, note = decode(encoded(red, "TIFF"))
+    assert np.abs(found.astype(int) - [255, 0, 0]).max() < 4
+    assert "CMYK" in note
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "green")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    found, note = decode(data)
+    assert (found[0, 0] == [255, 0, 0]).all()
+    assert "first of 3 frames" in note
+
+
+def test_exif_rotation_is_followed():
+    wide = np.zeros((16, 32, 3), np.uint8)
+    wide[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    found, _ = decode(jpeg(wide, exif=exif))
+    assert found.shape == (32, 16, 3)
+    assert found[2].mean() > 200
+
+
+def test_giant_pictures_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 100)
+    for kind in ("JPEG", "PNG"):
+        with pytest.raises(DecodeError, match="giant: 32x32 pixels"):
+            decode(encoded(PICTURE, kind))
+
+
+def test_a_decompression_bomb_is_refused():
+    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(data) < 1_000_000
+    with pytest.raises(DecodeError, match="400000000 pixels"):
+        decode(data)
+
+
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"", "empty file"), (b"hello", "not a readable picture"), (b"\xff\xd8\xff", "not a readable picture"),
+    (jpeg(GRADIENT)[:300], "."), (encoded(PICTURE, "PNG")[:80], "."), (b"<svg/>", "not a readable picture")])
+def test_what_is_no_picture_is_named(data, reason):
+    with pytest.raises(DecodeError, match=reason):
+        decode(data)
+
+
+SEEDS = [jpeg(GRADIENT), encoded(PICTURE, "PNG"), encoded(PICTURE.quantize(8), "GIF"),
+         encoded(PICTURE.convert("CMYK"), "JPEG"), encoded(PICTURE, "WEBP"), encoded(PICTURE, "BMP"),
+         encoded(PICTURE, "TIFF")]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
+       st.floats(0, 1))
+def test_mutated_bytes_give_pixels_or_a_reason(data, changes, cut):
+    mutated = bytearray(data)
+    for where, value in changes:
+        mutated[int(where * (len(data) - 1))] = value
+    name, digest, found, note = decode_file("x.jpg", bytes(mutated[:max(1, int(cut * len(data)))]))
+    assert (name, len(digest)) == ("x.jpg", 32)
+    if found is None:
+        assert note
+    else:
+        assert found.shape == (32, 32, 3)
+        assert found.dtype == np.uint8
+
+
+def test_simplejpeg_reads_the_header_it_is_trusted_with():
+    assert simplejpeg.decode_jpeg_header(jpeg(GRADIENT))[:3] == (32, 32, "YCbCr")

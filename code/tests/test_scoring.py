@@ -1,0 +1,176 @@
+"""test.py: every number against scikit-learn and scipy, and what the command prints and writes."""
+import warnings
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from conftest import make_tree, run_tell
+from hypothesis import given, settings
+from scipy.stats import binomtest
+from sklearn import metrics
+
+import checkpoints
+import test
+from classes import build
+from datasets import load
+from files import TellError, folder, read_csv
+
+LABELS_AND_SCORES = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(np.linspace(0, 1, 17).tolist())),
+                             min_size=2, max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LABELS_AND_SCORES, st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]))
+def test_numbers_equal_scikit_learns(pairs, threshold):
+    labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    found = test.score(labels, scores, threshold)
+    verdicts = scores >= threshold
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, verdicts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rates = metrics.precision_recall_fscore_support(labels, verdicts, labels=[0, 1], zero_division=np.nan)
+    for i, name in enumerate(("real", "fake")):
+        mine = [found[f"{name}_{rate}"] for rate in ("precision", "recall")]
+        np.testing.assert_allclose(mine, [rates[0][i], rates[1][i]])
+    assert metrics.confusion_matrix(labels, verdicts, labels=[0, 1]).ravel().tolist() == [
+        found["real_as_real"], found["real_as_fake"], found["fake_as_real"], found["fake_as_fake"]]
+    if 0 < labels.sum() < len(labels):
+        assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(labels, scores))
+        assert found["average_precision"] == pytest.approx(metrics.average_precision_score(labels, scores))
+        f1 = metrics.f1_score(labels, verdicts, zero_division=np.nan)
+        np.testing.assert_allclose(found["fake_f1"], f1)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (1, 2), (18_340, 20_000), (3, 334)])
+def test_interval_is_wilsons(hits, n):
+    interval = binomtest(hits, n).proportion_ci(0.95, "wilson")
+    np.testing.assert_allclose(test.wilson(hits, n), interval, atol=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LABELS_AND_SCORES)
+def test_no_threshold_is_better_than_the_chosen_one(pairs):
+    labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    threshold, accuracy = test.choose_threshold(labels, scores)
+    assert ((scores >= threshold) == labels).mean() == pytest.approx(accuracy)
+    others = np.concatenate(([0, 2], scores, scores + 1e-9))
+    assert accuracy >= max(((scores >= other) == labels).mean() for other in others) - 1e-12
+
+
+def test_of_equal_thresholds_the_one_nearest_to_a_half():
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
+    assert test.choose_threshold(labels, scores) == (0.5, 1.0)
+
+
+def test_one_class_has_no_auc_but_a_false_alarm_rate():
+    found = test.score(np.zeros(4), np.array([0.1, 0.2, 0.9, 0.3]))
+    assert np.isnan(found["roc_auc"])
+    assert np.isnan(found["fake_recall"])
+    assert found["real_recall"] == 0.75
+    assert found["majority"] == 1
+
+
+def test_what_cannot_be_scored():
+    with pytest.raises(TellError, match="as many labels as scores"):
+        test.score(np.zeros(3), np.zeros(4))
+    with pytest.raises(TellError, match="as many labels as scores"):
+        test.score(np.zeros(0), np.zeros(0))
+    with pytest.raises(TellError, match="1 of 2 scores are not finite"):
+        test.score(np.zeros(2), np.array([0.5, np.nan]))
+
+
+def test_sigmoid_does_not_overflow():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(test.sigmoid(np.array([-1e4, 0, 1e4], np.float32)), [0, 0.5, 1])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder of pictures, and two checkpoints that have learnt nothing."""
+    tree = make_tree(tmp_path / "tree", test=30)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        content = checkpoints.pack(build("CIFAKE_CNN"), "CIFAKE_CNN", {"attn": False}, threshold=0.49,
+                                   threshold_source="a test", data="nothing", fingerprint="none", seed=seed)
+        checkpoints.write(checkpoints.path_of(f"net-s{seed}"), content)
+    return tree
+
+
+def test_predict_does_not_depend_on_batches_or_mode(saved, monkeypatch):
+    network, _ = checkpoints.load("net-s0")
+    data = load(str(saved)).split("test")
+    scores = test.predict(network, data)
+    assert scores.shape == (60,)
+    assert scores.dtype == np.float64
+    monkeypatch.setattr(test, "BATCH_SIZE", 7)
+    network.train()
+    np.testing.assert_allclose(test.predict(network, data), scores, atol=1e-6)
+    assert network.training
+
+
+def test_the_table_the_scores_and_the_numbers_agree(saved, capsys):
+    row = test.main(["-mf", "net-s0", "--data", str(saved)])["models"][0]
+    said = capsys.readouterr().out
+    paths, labels, logits = test.read_scores(folder("results") / "scores-net-s0-tree-test.csv")
+    data = load(str(saved)).split("test")
+    assert paths.tolist() == data.paths.tolist()
+    np.testing.assert_array_equal(logits, test.logits(checkpoints.load("net-s0")[0], data))
+    again = test.score(labels, test.sigmoid(logits), row["threshold"])
+    np.testing.assert_equal(again, {key: row[key] for key in again})
+    written = read_csv(folder("results") / "metrics-net-s0-tree-test.csv")[0]
+    assert float(written["accuracy"]) == row["accuracy"]
+    for words in ("n = 60", f"{row['accuracy']:.2%}", "95 % interval", "majority baseline 50.00%", "FAKE  ",
+                  "REAL  ", "ROC AUC", "average precision", "0.4900   (a test)", "scores:", "checkpoint:"):
+        assert words in said
+
+
+def test_threshold_of_the_flag(saved):
+    row = test.main(["-mf", "net-s0", "--data", str(saved), "-thr", "0"])["models"][0]
+    assert row["fake_recall"] == 1
+    assert row["real_recall"] == 0
+    assert row["threshold_source"] == "-thr"
+
+
+def test_several_models_give_a_mean(saved, capsys):
+    rows = test.main(["-mf", "net-s*", "--data", str(saved)])["models"]
+    assert [row["model"] for row in rows] == ["net-s0", "net-s1"]
+    values = np.array([row["accuracy"] for row in rows])
+    assert f"2 models: accuracy {values.mean():.2%} ± {values.std(ddof=1):.2%}" in capsys.readouterr().out
+
+
+def test_training_pictures_are_no_test(saved, capsys):
+    network = build("CIFAKE_CNN")
+    content = checkpoints.pack(network, "CIFAKE_CNN", {"attn": False}, threshold=0.5, seed=0, data="tree",
+                               threshold_source="x", fingerprint=load(str(saved)).fingerprint)
+    checkpoints.write(checkpoints.path_of("known"), content)
+    test.main(["-mf", "known", "--data", str(saved), "--split", "train"])
+    assert "no measure of how well it generalises" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["-thr", "7"], "'7' is not a number from 0 to 1"), (["-thr", "x"], "'x' is not a number"),
+    (["-mf"], "expected at least one argument"), (["--treshold", "0.5"], "unrecognized arguments"),
+    (["--split", "dev"], "invalid choice")])
+def test_wrong_flags_are_refused(flags, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        test.main(flags)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_no_such_checkpoint(saved):
+    for name, words in (("nope", "no such checkpoint; in that folder: net-s0, net-s1"),
+                        ("nope*", "no checkpoint matches")):
+        with pytest.raises(TellError, match=words):
+            test.main(["-mf", name, "--data", str(saved)])
+
+
+def test_help_of_every_command():
+    for script in ("train.py", "test.py", "datasets.py", "figures.py"):
+        done = run_tell(script, "--help")
+        assert done.returncode == 0
+        assert "python code/" in done.stdout

@@ -1,0 +1,190 @@
+"""train.py: what it keeps, that it learns, and that an interruption changes nothing."""
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import CODE, assert_one_line, make_tree, run_tell
+
+import checkpoints
+import train
+from classes import build
+from datasets import load
+from files import TellError, folder, read_csv
+
+
+@pytest.fixture
+def easy(tmp_path):
+    return make_tree(tmp_path / "easy", train=480, test=40)
+
+
+def test_it_learns_and_describes_itself(easy, capsys):
+    reached = train.main(["-ep", "4", "-mf", "one", "--data", str(easy), "-lr", "0.01", "--seed", "3"])
+    assert reached["val_accuracy"] > 0.95
+    _, facts = checkpoints.load("one")
+    data = load(str(easy))
+    assert facts["data"] == "easy"
+    assert facts["fingerprint"] == data.fingerprint
+    assert facts["seed"] == 3
+    assert facts["pictures"] == {"train": 860, "val": 100}
+    assert facts["threshold_source"].startswith("highest accuracy on 100 validation pictures")
+    assert {"commit", "command", "date", "machine", "versions", "recipe"} <= facts.keys()
+    best = max(facts["history"], key=lambda row: row["val_accuracy_at_threshold"])
+    assert facts["metrics"]["epoch"] == best["epoch"]
+    assert facts["threshold"] == best["threshold"]
+    assert [int(row["epoch"]) for row in read_csv(folder("results") / "history-one.csv")] == [1, 2, 3, 4]
+    said = capsys.readouterr().out
+    assert said.count("train loss") == said.count("val accuracy") == 4
+    assert "CIFAKE_CNN: 61,241 parameters" in said
+    assert sorted(path.name for path in folder("models").iterdir()) == ["one.pth"]
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(easy):
+    data = load(str(easy))
+    torch.manual_seed(0)
+    network = build("CIFAKE_CNN")
+    by_epoch = []
+    state = train.fit(network, data.split("train"), data.split("val"), epochs=3, lr=0.02,
+                      after_epoch=lambda state: by_epoch.append(state["weights"]))
+    rows = state["history"]
+    best = int(np.argmax([row["val_accuracy_at_threshold"] for row in rows]))
+    kept = by_epoch[best]
+    assert all(torch.equal(value, kept[key]) for key, value in network.state_dict().items())
+    assert train.validate(network, data.split("val"), "cpu", "fp32")["val_loss"] == rows[best]["val_loss"]
+
+
+def test_same_seed_same_weights_other_seed_other_weights(easy):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train.main(["-ep", "1", "-mf", name, "--data", str(easy), "--seed", str(seed), "--smoke"])
+    a, b, c = (checkpoints.load(name)[0].state_dict() for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["fc1.weight"], c["fc1.weight"])
+
+
+@pytest.mark.parametrize("attn", [False, True])
+def test_killed_and_resumed_gives_the_same_bits(easy, attn):
+    flags = ["-ep", "6", "--data", str(easy), *(["--attn"] if attn else [])]
+    assert run_tell("train.py", *flags, "-mf", "whole").returncode == 0
+    process = subprocess.Popen([sys.executable, str(CODE / "train.py"), *flags, "-mf", "killed"],
+                               stdout=subprocess.PIPE, text=True)
+    while "epoch  2/6" not in process.stdout.readline():
+        assert process.poll() is None, "ended before it could be killed"
+    time.sleep(0.05)  # somewhere inside a later epoch, or inside a write
+    process.kill()
+    process.communicate()
+    assert not checkpoints.path_of("killed").exists()
+    done = run_tell("train.py", *flags, "-mf", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch" in done.stdout
+    whole, killed = (checkpoints.load(name) for name in ("whole", "killed"))
+    for key, value in whole[0].state_dict().items():
+        assert torch.equal(value, killed[0].state_dict()[key]), key
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in whole[1]["history"]]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in killed[1]["history"]]
+    assert whole[1]["threshold"] == killed[1]["threshold"]
+    assert not train.unfinished_run("killed").exists()
+
+
+def interrupted(easy, name="part"):
+    """A run that stopped after its first epoch."""
+    whole = checkpoints.write
+    with pytest.MonkeyPatch.context() as patch:
+        def stop(path, content):
+            whole(path, content)
+            raise KeyboardInterrupt
+        patch.setattr(checkpoints, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(["-ep", "3", "-mf", name, "--data", str(easy)])
+
+
+def test_resume_refuses_another_recipe(easy, tmp_path):
+    interrupted(easy)
+    for flags, words in ((["-lr", "0.1"], "another lr"), (["--attn", "-bs", "64"], "another attn, bs"),
+                         (["--seed", "5"], "another seed")):
+        with pytest.raises(TellError, match=words):
+            train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume", *flags])
+    other = make_tree(tmp_path / "other", seed=9)
+    with pytest.raises(TellError, match="another data"):
+        train.main(["-ep", "3", "-mf", "part", "--data", str(other), "--resume"])
+    assert train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume"])["seed"] == 0
+
+
+def test_a_damaged_resume_file_is_one_clear_line(easy):
+    train.unfinished_run("part").parent.mkdir(parents=True)
+    train.unfinished_run("part").write_bytes(b"half")
+    with pytest.raises(TellError, match="part.resume: not a checkpoint"):
+        train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume"])
+
+
+def test_without_a_name_nothing_is_saved_and_it_says_so(easy, capsys):
+    train.main(["-ep", "1", "--data", str(easy), "--smoke"])
+    assert "nothing will be saved" in capsys.readouterr().out
+    assert not folder("models").exists()
+    assert not folder("results").exists()
+
+
+def test_from_another_folder_with_the_course_projects_flags(easy, tmp_path):
+    flags = ["-ep", "1", "-bs", "16", "-mf", "there", "--data", easy]
+    done = run_tell("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert checkpoints.path_of("there").exists()
+    done = run_tell("test.py", "-mf", "there", "-thr", "0.5", "--data", "easy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "n = 80" in done.stdout
+
+
+def test_several_seeds(easy, capsys):
+    flags = ["-ep", "2", "-mf", "many", "--data", str(easy), "--seeds", "3", "--seed", "4"]
+    results = train.main(flags)["runs"]
+    assert [result["seed"] for result in results] == [4, 5, 6]
+    said = capsys.readouterr().out
+    values = np.array([result["val_accuracy"] for result in results])
+    assert f"{values.mean():.2%} ± {values.std(ddof=1):.2%} (sd)" in said
+    assert [row["seed"] for row in read_csv(folder("results") / "seeds-many.csv")] == ["4", "5", "6"]
+    stamps = {seed: checkpoints.path_of(f"many-s{seed}").stat().st_mtime_ns for seed in (4, 5, 6)}
+    again = train.main([*flags, "--resume"])["runs"]  # finished runs are not run again
+    assert again == results
+    assert stamps == {seed: checkpoints.path_of(f"many-s{seed}").stat().st_mtime_ns for seed in (4, 5, 6)}
+
+
+def test_bfloat16_learns_too(easy):
+    reached = train.main(["-ep", "3", "--data", str(easy), "-lr", "0.01", "--precision", "bf16"])
+    assert reached["val_accuracy"] > 0.9
+
+
+def test_a_diverging_run_stops_with_a_line(easy):
+    with pytest.raises(TellError, match="loss is no longer finite in epoch .; take a smaller -lr"):
+        train.main(["-ep", "3", "--data", str(easy), "-lr", "10", "--momentum", "0.99"])
+
+
+def test_one_picture_a_batch_trains_and_attention_refuses_it(easy):
+    train.main(["-ep", "1", "-bs", "1", "--data", str(easy), "--smoke"])
+    with pytest.raises(TellError, match="--attn needs -bs 2 or more"):
+        train.main(["--attn", "-bs", "1", "--data", str(easy)])
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["-bs", "0"], "'0' is not a whole number of at least 1"), (["-ep", "-3"], "argument -ep"),
+    (["-ep", "2.5"], "'2.5' is not a whole number"), (["-lr", "nan"], "'nan' is not a number"),
+    (["-lr", "fast"], "'fast' is not a number"), (["--momentum", "1"], "from 0 to 0.9999"),
+    (["--epoches", "50"], "unrecognized arguments: --epoches 50"), (["--epoch", "5"], "unrecognized"),
+    (["-mf", "../x"], "'../x' is not a plain file name"), (["-mf", ""], "not a plain file name"),
+    (["--model", "LeNet"], "invalid choice"), (["--seed", "-1"], "at least 0"), (["extra"], "unrecognized")])
+def test_wrong_flags_are_refused(flags, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(flags)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_wrong_use_is_refused_by_the_command(easy, tmp_path):
+    assert_one_line(run_tell("train.py", "--data", tmp_path / "none"), "none", "no such file or folder")
+    assert_one_line(run_tell("train.py", "--resume", "--data", easy), "--resume needs -mf NAME")
+    assert_one_line(run_tell("train.py", "--resume", "-mf", "no", "--data", easy), "no run to resume")
+    assert_one_line(run_tell("train.py", "--data", easy, "-bs", "99999"), "batch size 99999 is larger")
+    assert_one_line(run_tell("train.py", "--data", easy, "-mf", "x", "--smoke", TELL_MODELS="/proc/no"),
+                    "x.resume: not written")
