@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench data clean
+.PHONY: run test bench data
 
 # Train the base model, test it, draw its figure. CIFAKE if it is there, else the built-in sample.
 run: .venv/installed
@@ -27,10 +27,8 @@ data: .venv/installed
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Tell needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { echo "python's venv is missing; on Debian: apt install python3-venv"; exit 2; }
+	@echo "installing the locked dependencies into .venv, once (5.6 GB on disk, minutes) ..."
 	if command -v uv >/dev/null; then uv pip install -q -p $(PY) -r requirements.lock; \
 	  else $(PY) -m pip install -q -r requirements.lock; fi
 	touch $@
-
-clean:
-	rm -rf .venv data/cache .pytest_cache .ruff_cache

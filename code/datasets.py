@@ -26,10 +26,10 @@ from sources import ending, require_readable
 SPLITS = ("train", "val", "test")
 CIFAKE_FINGERPRINT = "8b6c7ccb5a18adaafe5aea84515fa0a09a3560aa5c4d60d140187899a9b5625c"
 KAGGLE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
-HOW_TO_GET_CIFAKE = (
-    "get CIFAKE (120,000 pictures, about 110 MB): `python code/datasets.py fetch cifake`, or download "
-    f"https://www.kaggle.com/datasets/{KAGGLE_HANDLE} by hand and "
-    "`python code/datasets.py import THE.zip`")
+BY_HAND = (f"download https://www.kaggle.com/datasets/{KAGGLE_HANDLE} by hand and "
+           "`python code/datasets.py import THE.zip`")
+HOW_TO_GET_CIFAKE = ("get CIFAKE (120,000 pictures, about 110 MB): `python code/datasets.py fetch cifake`, "
+                     f"or {BY_HAND}")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def fetch() -> Path:
     except Exception as error:  # kagglehub and requests share no base class; each is "no download"
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise TellError(f"CIFAKE could not be downloaded ({type(error).__name__}: {reason}); "
-                        f"{HOW_TO_GET_CIFAKE}") from error
+                        f"on a machine with a network, {BY_HAND}") from error
     return accept(partial, target, KAGGLE_HANDLE)
 
 

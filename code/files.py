@@ -120,6 +120,7 @@ def number_between(low: float, high: float):
 
 def command_line(main) -> None:
     """Run main(); a TellError becomes one line on stderr and exit code 2."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log shows each epoch as it ends
     try:
         main()
     except TellError as error:

@@ -7,6 +7,7 @@
 
 Measured on CIFAKE's 90,000 training pictures: paper/results/ (accuracy) and bench.csv (time).
 """
+import os
 import time
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def better(best: dict | None, row: dict, network: nn.Module) -> dict:
 
 # --- one run from the command line -------------------------------------------------------------
 
-def run(args, seed: int, name: str | None, bar_prefix: str = "") -> dict:
+def run(args, seed: int, name: str | None, say=print) -> dict:
     """Train once as `args` say; save under `name` unless it is None. Returns what was reached."""
     data = load_parts(args)
     device = pick_device(args.device)
@@ -118,14 +119,16 @@ def run(args, seed: int, name: str | None, bar_prefix: str = "") -> dict:
     unfinished = unfinished_run(name) if name else None
     reached = finished_run(name, recipe, args.ep) if args.resume else None
     if reached:
-        print(f"{bar_prefix}{checkpoints.path_of(name)} is finished already")
+        say(f"{checkpoints.path_of(name)} is finished already")
         return reached
     state = unfinished_state(unfinished, recipe, args.ep) if args.resume else None
+    if state:
+        say(f"resuming after epoch {state['epoch']}")
 
     def after_epoch(state: dict) -> None:
-        print(bar_prefix + epoch_line(state["history"][-1], args.ep), flush=True)
         if unfinished:
             checkpoints.write(unfinished, {"recipe": recipe, "state": state})
+        say(epoch_line(state["history"][-1], args.ep))
 
     state = fit(network, data["train"], data["val"], epochs=args.ep, batch_size=args.bs, lr=args.lr,
                 momentum=args.momentum, seed=seed, device=device, precision=args.precision,
@@ -173,7 +176,6 @@ def unfinished_state(path: Path, recipe: dict, epochs: int) -> dict | None:
     if content["state"]["epoch"] > epochs:
         raise TellError(f"{path}: that run has {content['state']['epoch']} epochs already; "
                         f"-ep {epochs} is too few")
-    print(f"resuming after epoch {content['state']['epoch']}")
     return content["state"]
 
 
@@ -223,8 +225,14 @@ def run_seeds(args) -> list[dict]:
 
 def run_one_seed(args, seed: int) -> dict:
     torch.set_num_threads(1)
-    name = f"{args.mf}-s{seed}" if args.mf else None
-    return run(args, seed, name, f"seed {seed}: ")
+    name, parent = f"{args.mf}-s{seed}" if args.mf else None, os.getppid()
+
+    def say(line: str) -> None:
+        if os.getppid() != parent:
+            raise SystemExit("the run of several seeds was killed")  # else this process would go on alone
+        print(f"seed {seed}: {line}", flush=True)
+
+    return run(args, seed, name, say)
 
 
 def print_seeds(results: list[dict]) -> None:

@@ -1,0 +1,81 @@
+"""The house rules: listed imports, plain paths, files of one job, a README that tells the truth."""
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import CODE
+
+ROOT = CODE.parent
+MODULES = sorted([*CODE.glob("*.py"), *CODE.glob("tests/*.py")])
+OWN = {path.stem for path in MODULES}
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
+
+
+def tracked() -> list[str]:
+    """Files of the repository; without git (a downloaded archive) every file that is text."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return done.stdout.splitlines()
+
+
+def imported(path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - OWN
+
+
+def requirements() -> dict[str, str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return {re.split(r"[><=\[ ]", line)[0]: line for line in lines if line and not line.startswith("#")}
+
+
+def test_every_import_is_listed_and_every_listing_has_a_use_and_a_reason():
+    used = {PACKAGES.get(name, name) for path in MODULES for name in imported(path)}
+    assert used <= requirements().keys()
+    assert requirements().keys() - used <= {"ruff"}
+    assert all(re.search(r"\S+ +# \S", line) for line in requirements().values())
+
+
+def test_the_lock_pins_every_requirement():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert [name for name in requirements() if not re.search(rf"(?m)^{name}==\d", lock)] == []
+
+
+def test_no_module_does_two_jobs():
+    assert {path.name: n for path in CODE.glob("*.py") if (n := len(path.read_text().splitlines())) > 400} == {}
+
+
+def test_no_path_of_one_machine_and_no_large_file():
+    for name in tracked():
+        path = ROOT / name
+        if path.exists():
+            assert path.stat().st_size < 25e6, name
+            if path.suffix in {".py", ".md", ".csv", ".json", ".txt", ".toml"}:
+                assert not re.search(r"(^|[\s\"'`(=])/(root|home|work|tmp)/", path.read_text()), name
+
+
+def test_nothing_is_loaded_unsafely_or_swallowed():
+    text = "\n".join(path.read_text() for path in CODE.glob("*.py"))
+    assert "weights_only=" + "False" not in text
+    assert "parse_" + "known_args" not in text
+    assert not re.search(r"except\s*:|except Exception:\s*\n\s*(pass|continue)\b", text)
+
+
+@pytest.mark.parametrize("path", sorted(CODE.glob("*.py")), ids=lambda path: path.name)
+def test_every_module_and_every_public_function_says_what_it_is_for(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert len(ast.get_docstring(tree).splitlines()[0]) > 20
+
+
+def test_the_readme_names_every_make_target():
+    targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert [target for target in targets if f"make {target}" not in readme] == []

@@ -1,0 +1,80 @@
+"""The committed results: what the tables say is what the files hold, and what the network does."""
+import re
+
+import numpy as np
+import pytest
+from conftest import CODE
+
+import checkpoints
+import test
+from datasets import CIFAKE_FINGERPRINT, load
+from files import read_csv
+
+ROOT = CODE.parent
+RESULTS = ROOT / "paper/results"
+MODELS = ["base_model", "mini_model", "attn_model"]
+
+
+@pytest.fixture(autouse=True)
+def committed(monkeypatch):
+    monkeypatch.setenv("TELL_MODELS", str(ROOT / "models"))
+    monkeypatch.setenv("TELL_RESULTS", str(RESULTS))
+
+
+def metrics(name):
+    return read_csv(RESULTS / f"metrics-{name}-cifake-test.csv")[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_numbers_follow_from_the_scores(name):
+    paths, labels, logits = test.read_scores(RESULTS / f"scores-{name}-cifake-test.csv")
+    row = metrics(name)
+    assert len(set(paths)) == int(row["n"]) == 20_000
+    assert labels.sum() == 10_000
+    again = test.score(labels, test.sigmoid(logits), float(row["threshold"]))
+    for key, value in again.items():
+        assert float(row[key]) == pytest.approx(value, abs=1e-12), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_checkpoint_says_what_it_is(name):
+    _, facts = checkpoints.load(name)
+    assert facts["data"] == "cifake"
+    assert facts["fingerprint"] == CIFAKE_FINGERPRINT == metrics(name)["fingerprint"]
+    assert facts["pictures"] == {"train": 90_000, "val": 10_000}
+    assert facts["epochs"] == {"base_model": 10, "mini_model": 1, "attn_model": 10}[name]
+    assert facts["arguments"] == {"attn": name == "attn_model"}
+    assert facts["threshold"] == float(metrics(name)["threshold"])
+    assert not facts["commit"].endswith("+")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_checkpoint_gives_its_scores_again(name, real_cifake, monkeypatch):
+    """Another machine may round the last bits otherwise; no verdict away from the threshold changes."""
+    data = load(str(real_cifake)).split("test")
+    network, facts = checkpoints.load(name)
+    found = test.logits(network, data)
+    paths, _, logits = test.read_scores(RESULTS / f"scores-{name}-cifake-test.csv")
+    assert paths.tolist() == data.paths.tolist()
+    np.testing.assert_allclose(found, logits, rtol=1e-3, atol=1e-3)
+    again = test.score(data.labels, test.sigmoid(found), facts["threshold"])
+    assert again["accuracy"] == pytest.approx(float(metrics(name)["accuracy"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("where", ["README.md", "models/README.md"])
+def test_the_tables_print_the_measured_numbers(where):
+    text = (ROOT / where).read_text()
+    for name in MODELS:
+        row = metrics(name)
+        line = next(line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        for key in ("accuracy", "accuracy_low", "accuracy_high"):
+            assert f"{float(row[key]) * 100:.2f}" in line, (name, key, line)
+        assert row["date"] in line
+
+
+def test_the_readme_prints_the_ten_seeds():
+    rows = [metrics(f"base_model-s{seed}") for seed in range(10)]
+    values = np.array([float(row["accuracy"]) for row in rows]) * 100
+    expected = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+    assert re.search(re.escape(expected), (ROOT / "README.md").read_text()), expected
+    assert values.min() >= 91.0
