@@ -127,6 +127,31 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, flo
     return float(cuts[best[np.argmin(abs(cuts[best] - 0.5))]]), float(right.max() / len(labels))
 
 
+def sweep(labels: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) -> list[dict]:
+    """score() at each threshold."""
+    return [score(labels, scores, threshold) for threshold in thresholds]
+
+
+def by_group(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: np.ndarray) -> list[dict]:
+    """Accuracy and its interval for each group and label: groups (n,) of any sortable kind."""
+    rows = []
+    for group in np.unique(groups):
+        for label, name in ((0, "REAL"), (1, "FAKE")):
+            chosen = (groups == group) & (labels == label)
+            if chosen.any():
+                numbers = score(labels[chosen], scores[chosen], threshold)
+                rows.append({"group": group, "label": name} | {
+                    key: numbers[key] for key in ("n", "accuracy", "accuracy_low", "accuracy_high")})
+    return rows
+
+
+def most_wrong(labels: np.ndarray, scores: np.ndarray, label: int, k: int) -> np.ndarray:
+    """Indices of the k pictures of one label whose scores lie farthest on the wrong side."""
+    members = np.flatnonzero(labels == label)
+    order = np.argsort(scores[members] if label else -scores[members], kind="stable")
+    return members[order[:k]]
+
+
 # --- command line ------------------------------------------------------------------------------
 
 def evaluate(name: str, data: ImageSet, split: str, threshold: float | None, device) -> dict:

@@ -61,8 +61,8 @@ def fit(network: nn.Module, train: ImageSet, val: ImageSet, *, epochs: int, batc
 
 
 def train_epoch(network: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer,
-                epoch: int, precision: str) -> float:
-    """One pass over the batches; returns the mean loss a picture."""
+                epoch: int, precision: str, after_step=None) -> float:
+    """One pass over the batches, after_step(step, loss) after each; returns the mean loss a picture."""
     network.train()
     total = torch.zeros((), device=batches.device)
     with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, disable=None,
@@ -75,6 +75,8 @@ def train_epoch(network: nn.Module, batches: Batches, optimizer: torch.optim.Opt
             loss.backward()
             optimizer.step()
             total += loss.detach()
+            if after_step:
+                after_step(step + 1, loss.item())
             if step % 200 == 199 and not bar.disable:
                 bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}", refresh=False)
     mean = total.item() / len(batches)

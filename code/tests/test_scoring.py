@@ -174,3 +174,15 @@ def test_help_of_every_command():
         done = run_tell(script, "--help")
         assert done.returncode == 0
         assert "python code/" in done.stdout
+
+
+def test_groups_and_mistakes():
+    labels, groups = np.array([0, 0, 1, 1, 1]), np.array(["cat", "dog", "cat", "cat", "dog"])
+    scores = np.array([0.9, 0.2, 0.1, 0.8, 0.3])
+    rows = {(row["group"], row["label"]): (row["n"], row["accuracy"]) for row in
+            test.by_group(labels, scores, 0.5, groups)}
+    assert rows == {("cat", "REAL"): (1, 0), ("cat", "FAKE"): (2, 0.5), ("dog", "REAL"): (1, 1),
+                    ("dog", "FAKE"): (1, 0)}
+    assert test.most_wrong(labels, scores, 1, 2).tolist() == [2, 4]
+    assert test.most_wrong(labels, scores, 0, 1).tolist() == [0]
+    assert [row["accuracy"] for row in test.sweep(labels, scores, np.array([0.0, 0.5]))] == [0.6, 0.4]
