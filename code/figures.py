@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets import SPLITS, set_name
+from cache import OBJECTS
+from datasets import SPLITS, ImageSet, set_name
 from files import Parser, TellError, atomic, command_line, folder, read_csv
-from test import read_scores, roc_auc, sigmoid
+from test import average_precision, read_scores, roc_auc, sigmoid
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print.
 REAL, FAKE, LINE = "#0072B2", "#D55E00", "#333333"
@@ -59,6 +60,99 @@ def plot_roc(ax: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float)
     ax.set(xlabel="real pictures called FAKE (fraction)", ylabel="fake pictures called FAKE (fraction)",
            title="Receiver operating characteristic", aspect="equal")
     ax.legend(loc="lower right")
+
+
+def plot_precision_recall(ax: Axes, labels: np.ndarray, scores: np.ndarray) -> None:
+    """Precision against recall for FAKE, with the average precision."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(labels[order].astype(int))[ends]
+    ax.plot(hits / labels.sum(), hits / (ends + 1), color=LINE,
+            label=f"average precision {average_precision(labels.astype(bool), scores):.4f}")
+    ax.axhline(labels.mean(), ls=":", color="grey", label="chance")
+    ax.set(xlabel="recall of FAKE", ylabel="precision of FAKE", title="Precision and recall",
+           ylim=(0.4, 1.01))
+    ax.legend(loc="lower left")
+
+
+def plot_confusion(ax: Axes, numbers: dict) -> None:
+    """The four counts of score() as a table, shaded by their share of the class."""
+    counts = np.array([[int(numbers[f"{truth}_as_{called}"]) for called in ("real", "fake")]
+                       for truth in ("real", "fake")])
+    ax.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Greys", vmin=0, vmax=1.6)
+    for (row, column), count in np.ndenumerate(counts):
+        ax.text(column, row, f"{count:,}\n{count / counts[row].sum():.1%}", ha="center", va="center")
+    ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["called REAL", "called FAKE"],
+           yticklabels=["real", "fake"], title="Confusion")
+    ax.grid(False)
+
+
+def plot_sweep(ax: Axes, rows: list[dict], chosen: float) -> None:
+    """Accuracy, and precision, recall and F1 of FAKE, against the threshold; the chosen one is marked."""
+    thresholds = [row["threshold"] for row in rows]
+    for key, label, style in (("accuracy", "accuracy", "-"), ("fake_precision", "precision of FAKE", "--"),
+                              ("fake_recall", "recall of FAKE", "-."), ("fake_f1", "F1 of FAKE", ":")):
+        ax.plot(thresholds, [row[key] for row in rows], style, color=LINE if key == "accuracy" else FAKE,
+                label=label)
+    ax.axvline(chosen, color="#009E73", label=f"chosen: {chosen:.3f}")
+    ax.set(xlabel="threshold on P(fake)", ylabel="fraction", title="Threshold, on validation", ylim=(0.5, 1))
+    ax.legend()
+
+
+def plot_groups(ax: Axes, rows: list[dict]) -> None:
+    """Accuracy of each group with its 95 % interval, real and fake beside each other."""
+    groups = sorted({row["group"] for row in rows})
+    for shift, name, colour in ((-0.12, "REAL", REAL), (0.12, "FAKE", FAKE)):
+        mine = [row for row in rows if row["label"] == name]
+        values = np.array([row["accuracy"] for row in mine])
+        ends = np.array([[row["accuracy_low"], row["accuracy_high"]] for row in mine])
+        places = [groups.index(row["group"]) + shift for row in mine]
+        ax.errorbar(places, values, abs(ends.T - values), fmt="o", color=colour, capsize=3,
+                    label=f"{name.lower()} (n = {mine[0]['n']:,} each)")
+    ax.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+    ax.set(ylabel="accuracy (recall of the class)", title="Accuracy by object class")
+    ax.legend()
+
+
+def plot_band(ax: Axes, x: np.ndarray, curves: np.ndarray, label: str, colour: str) -> None:
+    """Mean of several runs (runs, n) as a line, their minimum and maximum as a band."""
+    ax.plot(x, curves.mean(axis=0), color=colour, label=f"{label} (mean of {len(curves)}, band: min to max)")
+    ax.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.2, lw=0)
+
+
+def plot_pictures(pixels: np.ndarray, captions: list[str], columns: int, colours: list[str] | None = None,
+                  title: str = "") -> Figure:
+    """Pictures uint8 (n, 3, 32, 32) in a grid, every pixel as a square, a caption under each."""
+    rows = -(-len(pixels) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(1.05 * columns, 1.3 * rows), squeeze=False,
+                                    layout="constrained")
+        for i, ax in enumerate(axes.flat):
+            ax.axis("off")
+            if i < len(pixels):
+                ax.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
+                ax.set_title(captions[i], fontsize=7, y=-0.25, color=colours[i] if colours else LINE)
+        figure.suptitle(title)
+    return figure
+
+
+def plot_classes(data: ImageSet, each: int = 5) -> Figure:
+    """`each` real and `each` fake pictures of every object class."""
+    picked = [np.flatnonzero((data.objects == obj) & (data.labels == label))[:each]
+              for obj in range(len(OBJECTS)) for label in (0, 1)]
+    index = np.concatenate(picked)
+    captions = [f"{OBJECTS[data.objects[i]]}, {('real', 'fake')[data.labels[i]]}" for i in index]
+    colours = [(REAL, FAKE)[data.labels[i]] for i in index]
+    return plot_pictures(data.pixels[data.rows[index]], captions, 2 * each, colours)
+
+
+def plot_pairs(data: ImageSet, rows: list[dict], title: str) -> Figure:
+    """The pictures of pairs of leaks.py, one above the other."""
+    where = {path: i for i, path in enumerate(data.paths.tolist())}
+    paths = [row[side] for side in ("one", "two") for row in rows]
+    pixels = data.pixels[data.rows[[where[path] for path in paths]]]
+    captions = [path.removesuffix(".jpg").replace("/", " ", 1).replace("/", "\n") for path in paths]
+    return plot_pictures(pixels, captions, len(rows), title=title)
 
 
 def plot_run(title: str, history: list[dict], labels: np.ndarray, scores: np.ndarray,

@@ -1,5 +1,6 @@
 """The house rules: listed imports, plain paths, files of one job, a README that tells the truth."""
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from conftest import CODE
 
 ROOT = CODE.parent
 MODULES = sorted([*CODE.glob("*.py"), *CODE.glob("tests/*.py")])
+NOTEBOOKS = sorted(CODE.glob("*.ipynb"))
 OWN = {path.stem for path in MODULES}
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
 
@@ -21,9 +23,14 @@ def tracked() -> list[str]:
     return done.stdout.splitlines()
 
 
-def imported(path) -> set[str]:
+def code_of(notebook) -> str:
+    cells = json.loads(notebook.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def imported(source: str) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -37,9 +44,10 @@ def requirements() -> dict[str, str]:
 
 
 def test_every_import_is_listed_and_every_listing_has_a_use_and_a_reason():
-    used = {PACKAGES.get(name, name) for path in MODULES for name in imported(path)}
+    sources = [path.read_text() for path in MODULES] + [code_of(path) for path in NOTEBOOKS]
+    used = {PACKAGES.get(name, name) for source in sources for name in imported(source)}
     assert used <= requirements().keys()
-    assert requirements().keys() - used <= {"ruff"}
+    assert requirements().keys() - used <= {"ruff", "jupyterlab", "nbconvert", "ipykernel", "nbval"}
     assert all(re.search(r"\S+ +# \S", line) for line in requirements().values())
 
 

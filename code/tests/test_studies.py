@@ -91,7 +91,8 @@ def test_difficulty_studies_run(tmp_path, capsys):
     tree = make_tree(tmp_path / "tree", train=200)
     flags = ["--data", str(tree), "--seeds", "2"]
     rows = difficulty.main(["first-epoch", "--every", "4", *flags])["rows"]
-    assert {(row["start"], row["seed"]) for row in rows} == {("default", 0), ("default", 1), ("he", 0), ("he", 1)}
+    runs = {(row["start"], row["seed"]) for row in rows}
+    assert runs == {("default", 0), ("default", 1), ("he", 0), ("he", 1)}
     signal = read_csv(folder("results") / "difficulty-signal.csv")
     spread = {row["start"]: float(row["spread"]) for row in signal if row["layer"] == "fc3"}
     assert spread["he"] > 5 * spread["default"]
