@@ -84,6 +84,21 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
+def layers(network: nn.Module, size: int = 32) -> list[dict]:
+    """What each layer gives for one picture, in the order of the forward pass, and its parameters."""
+    rows, hooks = [], []
+    for name, layer in network.named_modules():
+        if not list(layer.children()):
+            hooks.append(layer.register_forward_hook(lambda layer, inputs, output, name=name: rows.append(
+                {"layer": name, "kind": type(layer).__name__, "output": "x".join(map(str, output.shape[1:])),
+                 "parameters": parameters(layer)})))
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    return rows
+
+
 def pick_device(name: str) -> torch.device:
     """"auto", "cpu" or "cuda" -> device; TellError where there is no GPU."""
     if name == "cuda" and not torch.cuda.is_available():

@@ -163,7 +163,8 @@ def run_pictures(args, parts: dict) -> dict:
 def run_simple(args, parts: dict) -> dict:
     rows = [simple_model(name, parts) for name in SIMPLE]
     for row in rows:
-        print(f"{row['features']:<9} {row['numbers']:>5} numbers  validation accuracy {row['val_accuracy']:.2%}")
+        print(f"{row['features']:<9} {row['numbers']:>5} numbers  "
+              f"validation accuracy {row['val_accuracy']:.2%}")
     return write("simple", rows)
 
 

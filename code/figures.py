@@ -146,13 +146,18 @@ def plot_classes(data: ImageSet, each: int = 5) -> Figure:
     return plot_pictures(data.pixels[data.rows[index]], captions, 2 * each, colours)
 
 
+def pixels_of(data: ImageSet, paths: list[str]) -> np.ndarray:
+    """Pictures by path: uint8 (n, 3, 32, 32); plain grey for those that are not in `data`."""
+    where = {path: row for path, row in zip(data.paths.tolist(), data.rows.tolist(), strict=True)}
+    grey = np.full(data.pixels.shape[1:], 200, np.uint8)
+    return np.stack([data.pixels[where[path]] if path in where else grey for path in paths])
+
+
 def plot_pairs(data: ImageSet, rows: list[dict], title: str) -> Figure:
     """The pictures of pairs of leaks.py, one above the other."""
-    where = {path: i for i, path in enumerate(data.paths.tolist())}
     paths = [row[side] for side in ("one", "two") for row in rows]
-    pixels = data.pixels[data.rows[[where[path] for path in paths]]]
     captions = [path.removesuffix(".jpg").replace("/", " ", 1).replace("/", "\n") for path in paths]
-    return plot_pictures(pixels, captions, len(rows), title=title)
+    return plot_pictures(pixels_of(data, paths), captions, len(rows), title=title)
 
 
 def plot_run(title: str, history: list[dict], labels: np.ndarray, scores: np.ndarray,
