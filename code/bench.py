@@ -18,7 +18,7 @@ from pathlib import Path
 
 import checkpoints
 from datasets import HOW_TO_GET_CIFAKE, find_cifake, load
-from files import HERE, Parser, TellError, command_line, folder, whole_number, write_csv
+from files import HERE, Parser, TellError, command_line, folder, shown, whole_number, write_csv
 
 # What runs in the child processes, after the imports that are not counted: {row: (imports, body)}
 CHILDREN = {
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict:
     about["versions"] = " ".join(f"{key} {value}" for key, value in about["versions"].items())
     path = folder("results") / "bench.csv"
     write_csv(path, [row | about for row in rows])
-    print(f"written: {path}")
+    print(f"written: {shown(path)}")
     return {"rows": rows}
 
 

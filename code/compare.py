@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from datasets import set_name
-from files import Parser, TellError, command_line, folder, read_csv, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
 from test import read_scores, sigmoid
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
           f"p = {result['p']:.3f}, Wilcoxon p = {result['wilcoxon_p']:.3f}")
     path = folder("results") / f"compare-{args.one}-{args.two}.csv"
     write_csv(path, rows)
-    print(f"written: {path}")
+    print(f"written: {shown(path)}")
     return {"rows": rows, **result}
 
 

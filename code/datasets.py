@@ -20,7 +20,7 @@ import numpy as np
 
 import sample
 from cache import decode_all, fingerprint_of, open_cache
-from files import Parser, TellError, command_line, config, folder, make_folder, remove
+from files import Parser, TellError, command_line, config, folder, make_folder, remove, shown
 from sources import ending, require_readable
 
 SPLITS = ("train", "val", "test")
@@ -221,7 +221,7 @@ def report_unreadable(data: ImageSet) -> None:
         print(f"unreadable: {path}: {reason}")
     if data.unreadable:
         print(f"{len(data.unreadable):,} of {len(data.unreadable) + len(data.pixels):,} "
-              f"files of {data.source} could not be read")
+              f"files of {shown(data.source)} could not be read")
     converted = Counter(re.sub(r"\d+", "N", note) for note in data.notes.tolist() if note)
     for note, count in sorted(converted.items()):
         print(f"converted: {count:,} pictures ({note})")
@@ -229,7 +229,7 @@ def report_unreadable(data: ImageSet) -> None:
 
 def banner(data: ImageSet) -> None:
     """Say which pictures these are; for the built-in sample, loudly."""
-    print(f"data: {data.name}, {len(data):,} pictures, from {data.source}")
+    print(f"data: {data.name}, {len(data):,} pictures, from {shown(data.source)}")
     if data.name == "sample":
         print("*" * 88)
         print("This is the BUILT-IN SAMPLE: for smoke runs, not for conclusions. For real results,")

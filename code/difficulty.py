@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import train
 from classes import Batches, build
 from datasets import ImageSet, load
-from files import Parser, command_line, folder, whole_number, write_csv
+from files import Parser, command_line, folder, shown, whole_number, write_csv
 from test import logits
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 90_000)
@@ -142,7 +142,7 @@ def in_parallel(jobs: list) -> list:
 def write(name: str, rows: list[dict]) -> dict:
     path = folder("results") / f"difficulty-{name}.csv"
     write_csv(path, rows)
-    print(f"written: {path}, {len(rows)} rows")
+    print(f"written: {shown(path)}, {len(rows)} rows")
     return {"rows": rows}
 
 

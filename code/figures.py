@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from cache import OBJECTS
 from datasets import SPLITS, ImageSet, set_name
-from files import Parser, TellError, atomic, command_line, folder, read_csv
+from files import Parser, TellError, atomic, command_line, folder, read_csv, shown
 from test import average_precision, read_scores, roc_auc, sigmoid
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print.
@@ -120,6 +121,50 @@ def plot_band(ax: Axes, x: np.ndarray, curves: np.ndarray, label: str, colour: s
     ax.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.2, lw=0)
 
 
+def plot_gates(axes: list[Axes], gates: np.ndarray, labels: np.ndarray) -> None:
+    """Histogram of each channel's gate, real and fake; one axis a channel."""
+    bins = np.linspace(0, 1, 41)
+    for channel, ax in enumerate(axes):
+        for label, name, colour in ((0, "real", REAL), (1, "fake", FAKE)):
+            ax.hist(gates[labels == label, channel], bins, histtype="stepfilled", alpha=0.4, color=colour,
+                    density=True, label=name)
+        ax.set(xlabel="gate", title=f"channel {channel}")
+    axes[0].set_ylabel("density")
+    axes[0].legend()
+
+
+def plot_paired(ax: Axes, one: np.ndarray, two: np.ndarray, names: tuple[str, str]) -> None:
+    """Accuracies of two recipes, the runs of one seed joined by a line."""
+    for first, second in zip(one, two, strict=True):
+        ax.plot([0, 1], [first, second], "o-", color=LINE, alpha=0.6)
+    ax.errorbar([-0.15, 1.15], [np.mean(one), np.mean(two)], [np.std(one, ddof=1), np.std(two, ddof=1)],
+                fmt="D", color=FAKE, capsize=4, label="mean and standard deviation")
+    ax.set_xticks([0, 1], names)
+    ax.set(ylabel="test accuracy", title=f"{len(one)} seeds, paired", xlim=(-0.4, 1.4))
+    ax.legend()
+
+
+def plot_first_epoch(axes: list[Axes], trace: DataFrame, colour: str, label: str) -> None:
+    """Validation loss and accuracy against the batches seen: mean of the seeds and their range."""
+    for ax, key, name in ((axes[0], "val_loss", "validation loss (nats)"),
+                          (axes[1], "val_accuracy", "validation accuracy at 0.5")):
+        curves = trace.pivot(index="seed", columns="batches", values=key)
+        plot_band(ax, curves.columns.to_numpy(), curves.to_numpy(), label, colour)
+        ax.set(xlabel="batches of 32 pictures", ylabel=name)
+        ax.legend()
+
+
+def plot_sizes(ax: Axes, sizes: DataFrame) -> None:
+    """Validation accuracy against the number of training pictures, every seed a point."""
+    ax.plot(sizes.pictures, sizes.val_accuracy_at_threshold, "o", color=LINE, alpha=0.5, label="one seed")
+    means = sizes.groupby("pictures").val_accuracy_at_threshold.mean()
+    ax.plot(means.index, means, "-", color=LINE, label="mean")
+    ax.axhline(0.5, ls=":", color="grey", label="chance")
+    ax.set(xscale="log", xlabel="training pictures", ylabel="validation accuracy at its best threshold",
+           title="Difficulty: how many pictures it takes")
+    ax.legend()
+
+
 def plot_pictures(pixels: np.ndarray, captions: list[str], columns: int, colours: list[str] | None = None,
                   title: str = "") -> Figure:
     """Pictures uint8 (n, 3, 32, 32) in a grid, every pixel as a square, a caption under each."""
@@ -204,7 +249,7 @@ def main(argv: list[str] | None = None) -> dict:
     with atomic(path) as file:
         figure.savefig(file, format="png")
     plt.close(figure)
-    print(f"figure:     {path}")
+    print(f"figure:     {shown(path)}")
     return {"figure": str(path)}
 
 

@@ -30,6 +30,21 @@ def folder(name: str) -> Path:
     return (HERE / config()["folders"][name]).resolve()
 
 
+def shown(path: Path | str) -> str:
+    """A path as it is printed: from the repository or the overriding setting on, where it lies inside."""
+    path = Path(path)
+    for name in config()["folders"]:
+        if f"TELL_{name.upper()}" in os.environ and path.is_relative_to(folder(name)):
+            return str(Path(f"$TELL_{name.upper()}") / path.relative_to(folder(name)))
+    root = HERE.parent
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def smoke() -> bool:
+    """TELL_SMOKE=1 asks notebooks to take seconds."""
+    return os.environ.get("TELL_SMOKE") == "1"
+
+
 def make_folder(path: Path, setting: str) -> Path:
     """Create `path`; where that is impossible, say which setting moves it elsewhere."""
     try:

@@ -14,7 +14,7 @@ from scipy.fft import dctn
 from tqdm.auto import tqdm
 
 from datasets import ImageSet, banner, load
-from files import Parser, TellError, command_line, folder, read_csv, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
 from test import read_scores, score, sigmoid
 
 MAX_BITS = 10  # of 63, in which the hashes of a near pair may differ
@@ -115,6 +115,11 @@ def without_twins(twins: set[str]) -> list[dict]:
     return rows
 
 
+def read_without_twins() -> list[dict]:
+    """The committed table of without_twins()."""
+    return read_csv(folder("results") / "without-twins.csv")
+
+
 def main(argv: list[str] | None = None) -> dict:
     Parser(description=__doc__).parse_args(argv)
     data = load("cifake")
@@ -133,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict:
               f"{row['accuracy_without']:.2%} of the {row['n_without']:,} without a twin")
     if models:
         write_csv(folder("results") / "without-twins.csv", models)
-    print(f"written: {path} and without-twins.csv")
+    print(f"written: {shown(path)} and without-twins.csv")
     return {"counts": count(rows), "twins": len(twins)}
 
 

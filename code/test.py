@@ -19,7 +19,7 @@ import checkpoints
 from cache import OBJECTS
 from classes import Batches, pick_device
 from datasets import SPLITS, ImageSet, banner, load
-from files import Parser, TellError, atomic, command_line, folder, number_between, read_csv, write_csv
+from files import Parser, TellError, atomic, command_line, folder, number_between, read_csv, shown, write_csv
 
 BATCH_SIZE = 256
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -169,7 +169,9 @@ def evaluate(name: str, data: ImageSet, split: str, threshold: float | None, dev
     write_scores(scores_path, data, output)
     write_csv(metrics_path, [row])
     print_table(row, facts)
-    print(f"checkpoint: {checkpoints.path_of(name)}\nscores:     {scores_path}\nmetrics:    {metrics_path}")
+    for what, path in (("checkpoint", checkpoints.path_of(name)), ("scores", scores_path),
+                       ("metrics", metrics_path)):
+        print(f"{what + ':':<11} {shown(path)}")
     return row
 
 

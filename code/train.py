@@ -21,7 +21,17 @@ from tqdm.auto import tqdm
 import checkpoints
 from classes import NETWORKS, Batches, build, parameters, pick_device
 from datasets import ImageSet, banner, describe, load
-from files import Parser, TellError, command_line, folder, number_between, remove, whole_number, write_csv
+from files import (
+    Parser,
+    TellError,
+    command_line,
+    folder,
+    number_between,
+    remove,
+    shown,
+    whole_number,
+    write_csv,
+)
 from test import choose_threshold, logits, sigmoid
 
 SMOKE_PICTURES = 640
@@ -121,7 +131,7 @@ def run(args, seed: int, name: str | None, say=print) -> dict:
     unfinished = unfinished_run(name) if name else None
     reached = finished_run(name, recipe, args.ep) if args.resume else None
     if reached:
-        say(f"{checkpoints.path_of(name)} is finished already")
+        say(f"{shown(checkpoints.path_of(name))} is finished already")
         return reached
     state = unfinished_state(unfinished, recipe, args.ep) if args.resume else None
     if state:
@@ -207,7 +217,7 @@ def save(name: str, network: nn.Module, args, data: dict, state: dict, reached: 
         history=state["history"], **checkpoints.surroundings()))
     history = folder("results") / f"history-{name}.csv"
     write_csv(history, state["history"])
-    print(f"checkpoint: {path}\nhistory:    {history}")
+    print(f"checkpoint: {shown(path)}\nhistory:    {shown(history)}")
 
 
 # --- several seeds -----------------------------------------------------------------------------
@@ -221,7 +231,7 @@ def run_seeds(args) -> list[dict]:
     if args.mf:
         path = folder("results") / f"seeds-{args.mf}.csv"
         write_csv(path, results)
-        print(f"seeds:      {path}")
+        print(f"seeds:      {shown(path)}")
     return results
 
 
@@ -286,7 +296,7 @@ def warn_about_saving(args) -> None:
         return
     path = checkpoints.path_of(args.mf)
     if path.exists() and not args.seeds:
-        print(f"note: {path} will be replaced when training has finished")
+        print(f"note: {shown(path)} will be replaced when training has finished")
     if unfinished_run(args.mf).exists() and not args.resume:
         print(f"note: an unfinished run of {args.mf} is dropped; --resume would go on with it")
 
