@@ -3,15 +3,19 @@
 Written beside its final place under a lock, then renamed: two processes, a kill or a full disk
 never leave half a cache, and a source whose names, sizes or times changed is decoded again.
 """
+import ctypes
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import zipfile
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -29,11 +33,15 @@ OBJECTS = ("airplane", "automobile", "bird", "cat", "deer",
            "dog", "frog", "horse", "ship", "truck")
 VAL_SHARE = 0.1
 CACHE_FORMAT = 1
+CHUNK = 256  # files that a process decodes at a time
 
 
-def decode_chunk(chunk: list[tuple[str, bytes | str]]) -> list[tuple]:
-    """[(name, bytes or path)] -> [(name, sha256, pixels or None, note or reason)]."""
-    return [decode_file(name, content) for name, content in chunk]
+def decode_chunk(chunk: list[tuple[str, bytes | str]]) -> tuple[list[tuple], np.ndarray]:
+    """[(name, bytes or path)] -> [(name, sha256, readable, note or reason)], pixels of the readable."""
+    done = [decode_file(name, content) for name, content in chunk]
+    pixels = [found for _, _, found, _ in done if found is not None]
+    return ([(name, digest, found is not None, note) for name, digest, found, note in done],
+            np.stack(pixels) if pixels else np.empty((0, SIZE, SIZE, 3), np.uint8))
 
 
 def decode_file(name: str, content: bytes | str) -> tuple:
@@ -58,22 +66,36 @@ def read(path: str) -> bytes:
         return file.read()
 
 
-def decode_all(path: Path) -> Iterator[tuple]:
-    """Decode every file of a source in parallel; see decode_chunk for what is yielded."""
-    # Threads: reading and libjpeg release the lock, and no pixel has to be copied to a parent.
-    workers = os.cpu_count() or 1
+def decode_all(path: Path) -> Iterator[tuple[list[tuple], np.ndarray]]:
+    """Decode every file of a source in parallel, chunk by chunk; see decode_chunk for what is yielded."""
+    # Processes: at 20 us a file, threads spend more time passing Python's lock around (4.1 s for
+    # CIFAKE's 120,000 files on two cores, against 2.0 s).
+    workers, fork = os.cpu_count() or 1, multiprocessing.get_context("fork")
     files, pending = files_of(path), deque()
-    with ThreadPoolExecutor(workers) as pool, progress(path) as bar:
+    with ProcessPoolExecutor(workers, fork, initializer=depend_on_parent) as pool, progress(path) as bar:
         while True:
-            chunk = list(islice(files, 256))
+            chunk = list(islice(files, CHUNK))
             if chunk:
                 pending.append(pool.submit(decode_chunk, chunk))
             if not chunk and not pending:
                 return
             if len(pending) > 2 * workers or not chunk:
-                done = pending.popleft().result()
-                bar.update(len(done))
-                yield from done
+                entries, pixels = result(pending.popleft())
+                bar.update(len(entries))
+                yield entries, pixels
+
+
+def depend_on_parent() -> None:
+    """End with the parent, however that ends, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG, Linux
+
+
+def result(future: Future) -> tuple[list[tuple], np.ndarray]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise TellError("a decoding process was killed, perhaps for want of memory; free some") from error
 
 
 def progress(path: Path) -> tqdm:
@@ -142,11 +164,11 @@ def write_pixels(path: Path, target: Path) -> list[tuple]:
     entries, row = [], 0
     # A plain file: a full disk is an error here, but would be a crash in a memory map.
     with open(target, "wb") as file:
-        for name, digest, pixels, note in decode_all(path):
-            entries.append((name, digest, None if pixels is None else row, note))
-            if pixels is not None:
-                file.write(pixels)
-                row += 1
+        for decoded, pixels in decode_all(path):
+            file.write(pixels)
+            for name, digest, readable, note in decoded:
+                entries.append((name, digest, row if readable else None, note))
+                row += readable
         file.flush()
         os.fsync(file.fileno())
     if not entries:

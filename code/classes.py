@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from datasets import ImageSet
 from files import TellError
 
-BLOCK = 8  # batches gathered and normalised at once: fewer calls, and still inside the cache
+BLOCK = 256  # pictures gathered and normalised at once: fewer calls, and still inside the cache
 
 
 class SRMLayer(nn.Module):
@@ -40,6 +40,18 @@ class SRMLayer(nn.Module):
         return x * self.gates(x)
 
 
+def pool(x: Tensor) -> Tensor:
+    """Maximum of each 2 x 2 square, height and width even: (batch, channels, h, w) -> half of each.
+
+    Without a gradient by elementwise maxima: the same bits in a tenth of the time of max_pool2d,
+    which on a CPU is a third of the whole network's.
+    """
+    if torch.is_grad_enabled():
+        return F.max_pool2d(x, 2)
+    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return torch.maximum(x[..., ::2], x[..., 1::2])
+
+
 class CIFAKE_CNN(nn.Module):
     """The course project's network: 61,241 parameters, 61,265 with attention.
 
@@ -63,8 +75,8 @@ class CIFAKE_CNN(nn.Module):
         if x.shape[1:] != (3, 32, 32):
             raise TellError(f"CIFAKE_CNN takes (batch, 3, 32, 32) pictures, not {tuple(x.shape)}")
         # Pooling before ReLU gives the same values (both are monotone) for a quarter of the ReLU.
-        x = self.attend(F.relu(F.max_pool2d(self.conv1(x), 2)))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = self.attend(F.relu(pool(self.conv1(x))))
+        x = F.relu(pool(self.conv2(x)))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
 
@@ -112,7 +124,7 @@ class Batches:
     """Normalised batches of an image set, on the device.
 
     Each is (pixels, labels): float32 (b, 3, 32, 32) in channels_last, float32 (b,) with fake = 1.
-    Pixels stay uint8, in the memory map (on a GPU: wholly on it), until their batch is made.
+    Pixels stay uint8, in the memory of the device, until their batch is made.
 
     Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
     epoch, which depends on seed and epoch only, and no last short batch.
@@ -125,10 +137,10 @@ class Batches:
         if not len(self):
             raise TellError(f"batch size {batch_size} is larger than the {len(data):,} pictures "
                             f"of {data.source}; take a smaller -bs")
-        pixels, rows = data.pixels.transpose(0, 2, 3, 1), data.rows
-        if self.device.type == "cuda":
-            pixels, rows = pixels[rows], np.arange(len(rows))
-        self.pixels = torch.from_numpy(pixels).to(self.device)
+        # Read once, in the order of the file: shuffled reads through the memory map would fetch
+        # each page on its own, which took 10 to 25 s of a first epoch.
+        in_file, rows = np.unique(data.rows, return_inverse=True)
+        self.pixels = torch.from_numpy(data.pixels.transpose(0, 2, 3, 1)[in_file]).to(self.device)
         self.rows = torch.from_numpy(rows).to(self.device)
         self.labels = torch.from_numpy(data.labels).to(self.device, torch.float32)
         mean, std = (torch.tensor(normalisation[key], device=self.device).view(3, 1, 1)
@@ -145,7 +157,7 @@ class Batches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number`."""
         order = self.order(number)
-        for picked in order.split(BLOCK * self.batch_size):
+        for picked in order.split(max(1, BLOCK // self.batch_size) * self.batch_size):
             pixels = self.pixels.index_select(0, self.rows[picked]).permute(0, 3, 1, 2)
             pixels = pixels.to(torch.float32).mul_(self.scale).add_(self.shift)
             yield from zip(pixels.split(self.batch_size), self.labels[picked].split(self.batch_size),

@@ -133,19 +133,20 @@ def read_manifest() -> dict[str, str]:
 def verify(path: Path) -> list[str]:
     """Compare a CIFAKE source with the committed manifest; returns one line per difference."""
     expected, entries, differences = read_manifest(), [], []
-    for name, digest, pixels, note in decode_all(path):
-        entries.append((name, digest))
-        differences += difference(name, digest, pixels, note, expected)
+    for decoded, _ in decode_all(path):
+        for name, digest, readable, note in decoded:
+            entries.append((name, digest))
+            differences += difference(name, digest, readable, note, expected)
     differences += [f"{name}: missing" for name in sorted(expected.keys() - {n for n, _ in entries})]
     if not differences and fingerprint_of(entries) != CIFAKE_FINGERPRINT:
         differences.append("the fingerprint differs though every file's short hash agrees")
     return sorted(differences)
 
 
-def difference(name: str, digest: bytes, pixels, note: str, expected: dict[str, str]) -> list[str]:
+def difference(name: str, digest: bytes, readable: bool, note: str, expected: dict[str, str]) -> list[str]:
     if name not in expected:
         return [f"{name}: not a file of CIFAKE"]
-    if pixels is None:
+    if not readable:
         return [f"{name}: {note}"]
     if note:
         return [f"{name}: not 32x32 RGB ({note})"]

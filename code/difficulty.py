@@ -64,7 +64,7 @@ def first_epoch(start: str, seed: int, every: int, parts: dict[str, ImageSet]) -
     torch.manual_seed(seed)
     network, val = build("CIFAKE_CNN"), parts["val"].head(TRACED)
     STARTS[start](network)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, fused=True)
+    optimizer = train.SGD(network.parameters(), 0.001, 0.9)
     batches = Batches(parts["train"], 32, network.normalisation, seed=seed)
     probe = next(iter(Batches(val, 512, network.normalisation)))
     at_start = [{"start": start, "seed": seed, **row} for row in signal(network, *probe)]

@@ -4,6 +4,7 @@
 """
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
@@ -44,7 +45,7 @@ def plot_scores(ax: Axes, labels: np.ndarray, scores: np.ndarray, threshold: flo
     ax.set(yscale="log", xlabel="score P(fake)", ylabel="pictures in a bin of 0.025", title="Scores")
     top = ax.get_ylim()[1]
     ax.set_ylim(0.8, top * 20)  # room for the legend above the bars
-    ax.legend(loc="upper center")
+    ax.legend(loc="upper center", frameon=True, framealpha=1, edgecolor="none")
 
 
 def plot_roc(ax: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float) -> None:
@@ -214,6 +215,42 @@ def plot_run(title: str, history: list[dict], labels: np.ndarray, scores: np.nda
         plot_scores(axes[1], labels, scores, threshold)
         plot_roc(axes[2], labels, scores, threshold)
         figure.suptitle(title)
+    return figure
+
+
+def plot_attention(seeds: int = 10) -> Figure:
+    """Base against attention: paired test accuracies, and learning curves with the range over seeds."""
+    rows = read_csv(folder("results") / "compare-base_model-attn_model.csv")
+    base, attn = ([float(row[name]) for row in rows] for name in ("base_model", "attn_model"))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+        plot_paired(axes[0], base, attn, ("base", "attention"))
+        for name, label, colour in (("base_model", "base", LINE), ("attn_model", "attention", "#CC79A7")):
+            runs = [read_csv(folder("results") / f"history-{name}-s{seed}.csv") for seed in range(seeds)]
+            curves = np.array([[float(row["val_accuracy_at_threshold"]) for row in run] for run in runs])
+            plot_band(axes[1], np.arange(1, curves.shape[1] + 1), curves, label, colour)
+        axes[1].set(xlabel="epoch", ylabel="validation accuracy at its best threshold", title="Learning")
+        axes[1].legend()
+    return figure
+
+
+def read_table(name: str) -> DataFrame:
+    """A committed table of results/, numbers as numbers."""
+    return pd.read_csv(folder("results") / f"{name}.csv")
+
+
+def plot_difficulty() -> Figure:
+    """The first epoch with two starts, and accuracy against the number of pictures."""
+    trace = read_table("difficulty-first-epoch")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+        for start, colour in (("default", LINE), ("he", "#009E73")):
+            curves = trace[trace.start == start].pivot(index="seed", columns="batches", values="val_accuracy")
+            plot_band(axes[0], curves.columns.to_numpy(), curves.to_numpy(), f"{start} start", colour)
+        axes[0].set(xlabel="batches of 32 pictures", ylabel="validation accuracy at 0.5",
+                    title="The first epoch")
+        axes[0].legend()
+        plot_sizes(axes[1], read_table("difficulty-pictures"))
     return figure
 
 

@@ -115,11 +115,6 @@ def without_twins(twins: set[str]) -> list[dict]:
     return rows
 
 
-def read_without_twins() -> list[dict]:
-    """The committed table of without_twins()."""
-    return read_csv(folder("results") / "without-twins.csv")
-
-
 def main(argv: list[str] | None = None) -> dict:
     Parser(description=__doc__).parse_args(argv)
     data = load("cifake")

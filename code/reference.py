@@ -1,8 +1,8 @@
 """The reference that bench.py measures against: how the earlier course project loads and trains.
 
-Every file is opened with Pillow, transformed on its own (ToTensor, Normalize), and stacked as
-float32 in memory; batches are fixed once, the network ends in a sigmoid, the loss is BCELoss.
-Same network, same pictures, same number of steps as ours. Kept for comparison, used by nothing else.
+Every file is opened with Pillow, divided by 255 in float64, transformed on its own (ToTensor,
+Normalize), and stacked as float32 in memory; batches are fixed once, the network ends in a sigmoid,
+the loss is BCELoss. Same network, pictures and number of steps as ours. Nothing else uses this.
 
     python code/reference.py train LIST EPOCHS WEIGHTS     LIST: a file of "label path" lines
     python code/reference.py test LIST WEIGHTS
@@ -43,7 +43,7 @@ def load_batches(list_file: str, batch_size: int = 32) -> list[tuple[torch.Tenso
     batches = []
     for start in range(0, len(items), batch_size):
         part = items[start:start + batch_size]
-        pictures = [TRANSFORM(Image.open(path).convert("RGB")) for _, path in part]
+        pictures = [TRANSFORM(np.array(Image.open(path)) / 255).float() for _, path in part]
         labels = torch.tensor([float(label) for label, _ in part])
         batches.append((torch.stack(pictures), labels))
     return batches
@@ -55,7 +55,7 @@ def train(list_file: str, epochs: str, weights: str) -> dict:
     loaded = time.perf_counter()
     network = ReferenceNet()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
-    criterion = nn.BCELoss()
+    criterion, total = nn.BCELoss(), 0.0
     for _ in range(int(epochs)):
         random.shuffle(batches)
         total = 0.0

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 from tqdm.auto import tqdm
 
 import checkpoints
@@ -45,16 +46,16 @@ def fit(network: nn.Module, train: ImageSet, val: ImageSet, *, epochs: int, batc
 
     state: what `after_epoch(state)` got after the last finished epoch, to go on from there; the
     result is then the same, bit for bit on one machine, as without the interruption.
-    Returns the last state: {"epoch", "weights", "optimizer", "history", "best": {"row", "weights"}},
+    Returns the last state: {"epoch", "weights", "buffers", "history", "best": {"row", "weights"}},
     where "best" is the epoch of highest validation accuracy at its own best threshold, whose weights
     `network` then holds. Raises TellError when the loss is no longer finite.
     """
     network.to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, fused=True)
+    optimizer = SGD(network.parameters(), lr, momentum)
     state = state or {"epoch": 0, "history": [], "best": None}
     if state["epoch"]:
         network.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.buffers = [buffer.to(device) for buffer in state["buffers"]]
     batches = Batches(train, batch_size, network.normalisation, device, seed=seed)
     for epoch in range(state["epoch"] + 1, epochs + 1):
         start = time.perf_counter()
@@ -62,7 +63,8 @@ def fit(network: nn.Module, train: ImageSet, val: ImageSet, *, epochs: int, batc
         row = {"epoch": epoch, "train_loss": train_loss, **validate(network, val, device, precision),
                "seconds": time.perf_counter() - start}
         state = {"epoch": epoch, "weights": copy(network.state_dict()),
-                 "optimizer": optimizer.state_dict(), "history": [*state["history"], row],
+                 "buffers": [buffer.clone() for buffer in optimizer.buffers],
+                 "history": [*state["history"], row],
                  "best": better(state["best"], row, network)}
         if after_epoch:
             after_epoch(state)
@@ -70,7 +72,28 @@ def fit(network: nn.Module, train: ImageSet, val: ImageSet, *, epochs: int, batc
     return state
 
 
-def train_epoch(network: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer,
+class SGD:
+    """Gradient descent with momentum: torch.optim.SGD's fused kernel, hence its bits, without its class.
+
+    That class imports torch.compile when it takes its first step, which nothing here uses: 3.7 s a
+    process, the time of an epoch. `buffers` is its whole state, one tensor a parameter.
+    """
+
+    def __init__(self, parameters, lr: float, momentum: float):
+        self.parameters, self.lr, self.momentum = list(parameters), lr, momentum
+        self.buffers = [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Use up the gradients."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        sgd(self.parameters, gradients, self.buffers, fused=True, weight_decay=0, momentum=self.momentum,
+            lr=self.lr, dampening=0, nesterov=False, maximize=False)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def train_epoch(network: nn.Module, batches: Batches, optimizer: SGD,
                 epoch: int, precision: str, after_step=None) -> float:
     """One pass over the batches, after_step(step, loss) after each; returns the mean loss a picture."""
     network.train()
@@ -81,7 +104,6 @@ def train_epoch(network: nn.Module, batches: Batches, optimizer: torch.optim.Opt
             with torch.autocast(batches.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 output = network(pixels)[:, 0]
             loss = F.binary_cross_entropy_with_logits(output.float(), labels)
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.detach()
@@ -121,9 +143,8 @@ def better(best: dict | None, row: dict, network: nn.Module) -> dict:
 
 # --- one run from the command line -------------------------------------------------------------
 
-def run(args, seed: int, name: str | None, say=print) -> dict:
+def run(args, data: dict[str, ImageSet], seed: int, name: str | None, say=print) -> dict:
     """Train once as `args` say; save under `name` unless it is None. Returns what was reached."""
-    data = load_parts(args)
     device = pick_device(args.device)
     torch.manual_seed(seed)
     network = build(args.model, attn=args.attn)
@@ -153,13 +174,12 @@ def run(args, seed: int, name: str | None, say=print) -> dict:
     return reached
 
 
-def load_parts(args) -> dict[str, ImageSet]:
+def parts_of(data: ImageSet, smoke: bool) -> dict[str, ImageSet]:
     """The training and validation parts; a few hundred pictures of each in a smoke run."""
-    data = load(args.data)
     parts = {split: data.split(split) for split in ("train", "val")}
     for part in parts.values():
         part.require_both_classes()
-    if args.smoke:
+    if smoke:
         parts = {split: part.head(SMOKE_PICTURES) for split, part in parts.items()}
     return parts
 
@@ -224,7 +244,6 @@ def save(name: str, network: nn.Module, args, data: dict, state: dict, reached: 
 
 def run_seeds(args) -> list[dict]:
     """args.seeds runs, as many at once as there are cores, each with one thread of its own."""
-    load_parts(args)  # decode once, before the processes start
     workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
     jobs = (joblib.delayed(run_one_seed)(args, seed) for seed in range(args.seed, args.seed + args.seeds))
     results = joblib.Parallel(n_jobs=workers)(jobs)
@@ -244,7 +263,7 @@ def run_one_seed(args, seed: int) -> dict:
             raise SystemExit("the run of several seeds was killed")  # else this process would go on alone
         print(f"seed {seed}: {line}", flush=True)
 
-    return run(args, seed, name, say)
+    return run(args, parts_of(load(args.data), args.smoke), seed, name, say)
 
 
 def print_seeds(results: list[dict]) -> None:
@@ -310,11 +329,12 @@ def main(argv: list[str] | None = None) -> dict:
     warn_about_saving(args)
     print(f"{args.model}{' with attention' if args.attn else ''}: "
           f"{parameters(build(args.model, attn=args.attn)):,} parameters, {checkpoints.machine()}")
+    parts = parts_of(data, args.smoke)
     if args.seeds:
         results = run_seeds(args)
         print_seeds(results)
         return {"runs": results}
-    reached = run(args, args.seed, args.mf)
+    reached = run(args, parts, args.seed, args.mf)
     print(f"kept epoch {reached['epoch']}: validation accuracy {reached['val_accuracy']:.2%} at 0.5, "
           f"{reached['val_accuracy_at_threshold']:.2%} at the chosen threshold {reached['threshold']:.3f}")
     return reached

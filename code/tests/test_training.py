@@ -55,6 +55,21 @@ def test_the_kept_weights_are_those_of_the_best_epoch(easy):
     assert train.validate(network, data.split("val"), "cpu", "fp32")["val_loss"] == rows[best]["val_loss"]
 
 
+def test_sgd_has_the_bits_of_torchs():
+    torch.manual_seed(0)
+    mine, theirs = build("CIFAKE_CNN"), build("CIFAKE_CNN")
+    theirs.load_state_dict(mine.state_dict())
+    steps = {mine: train.SGD(mine.parameters(), 0.1, 0.9),
+             theirs: torch.optim.SGD(theirs.parameters(), 0.1, 0.9, fused=True)}
+    for _ in range(4):
+        pictures = torch.randn(8, 3, 32, 32)
+        for network, optimizer in steps.items():
+            network(pictures).square().mean().backward()
+            optimizer.step()
+            network.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
 def test_same_seed_same_weights_other_seed_other_weights(easy):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train.main(["-ep", "1", "-mf", name, "--data", str(easy), "--seed", str(seed), "--smoke"])
