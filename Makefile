@@ -1,9 +1,9 @@
-# make run · test · bench · data   (README: the same lines without make)
+# make run · test · notebooks · paper · bench · data   (README: the same lines without make)
 PYTHON ?= python3
 PY := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench data
+.PHONY: run test notebooks paper bench data
 
 # Train the base model, test it, draw its figure. CIFAKE if it is there, else the built-in sample.
 run: .venv/installed
@@ -14,6 +14,14 @@ run: .venv/installed
 test: .venv/installed
 	$(PY) -m ruff check code
 	$(PY) -m pytest
+
+# Execute every notebook in place, on the data that is there.
+notebooks: .venv/installed
+	$(PY) -m nbconvert --to notebook --execute --inplace --log-level WARN code/[0-9]*.ipynb
+
+# Figures, report and slides from paper/results/.
+paper: .venv/installed
+	$(PY) code/paper.py
 
 # Times against the earlier project's way of working; needs CIFAKE.
 bench: .venv/installed

@@ -126,7 +126,7 @@ def simple_model(name: str, parts: dict[str, ImageSet]) -> dict:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     features = {split: SIMPLE[name](part.pixels[part.rows]) for split, part in parts.items()}
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
     model.fit(features["train"], parts["train"].labels)
     accuracy = model.score(features["val"], parts["val"].labels)
     return {"features": name, "numbers": features["val"].shape[1], "val_accuracy": accuracy,

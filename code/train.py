@@ -245,7 +245,9 @@ def save(name: str, network: nn.Module, args, data: dict, state: dict, reached: 
 def run_seeds(args) -> list[dict]:
     """args.seeds runs, as many at once as there are cores, each with one thread of its own."""
     workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
-    jobs = (joblib.delayed(run_one_seed)(args, seed) for seed in range(args.seed, args.seed + args.seeds))
+    settings = {key: value for key, value in os.environ.items() if key.startswith("TELL_")}
+    jobs = (joblib.delayed(run_one_seed)(args, seed, settings)
+            for seed in range(args.seed, args.seed + args.seeds))
     results = joblib.Parallel(n_jobs=workers)(jobs)
     if args.mf:
         path = folder("results") / f"seeds-{args.mf}.csv"
@@ -254,7 +256,8 @@ def run_seeds(args) -> list[dict]:
     return results
 
 
-def run_one_seed(args, seed: int) -> dict:
+def run_one_seed(args, seed: int, settings: dict[str, str]) -> dict:
+    os.environ.update(settings)  # the process may be left from an earlier call with others
     torch.set_num_threads(1)
     name, parent = f"{args.mf}-s{seed}" if args.mf else None, os.getppid()
 
