@@ -10,7 +10,7 @@ from scipy import stats
 
 from datasets import set_name
 from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
-from test import read_scores, sigmoid
+from scoring import read_scores, sigmoid
 
 
 def right(model: str, data: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import train
 from classes import Batches, build
 from datasets import ImageSet, load
 from files import Parser, command_line, folder, shown, whole_number, write_csv
-from test import logits
+from scoring import logits
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 90_000)
 LAYERS = ("conv1", "conv2", "fc1", "fc2", "fc3")

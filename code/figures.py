@@ -12,7 +12,8 @@ from pandas import DataFrame
 from cache import OBJECTS
 from datasets import SPLITS, ImageSet, set_name
 from files import Parser, TellError, atomic, command_line, folder, read_csv, shown
-from test import average_precision, read_scores, roc_auc, sigmoid
+from scoring import average_precision, read_scores, roc_auc, sigmoid
+from train import merit
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print.
 REAL, FAKE, LINE = "#0072B2", "#D55E00", "#333333"
@@ -26,7 +27,7 @@ def plot_history(ax: Axes, history: list[dict]) -> None:
     train, val = ([float(row[f"{part}_loss"]) for row in history] for part in ("train", "val"))
     ax.plot(epochs, train, "o-", color=LINE, label="training")
     ax.plot(epochs, val, "s--", color="#009E73", label="validation")
-    kept = int(np.argmax([float(row["val_accuracy_at_threshold"]) for row in history]))
+    kept = max(range(len(history)), key=lambda i: merit(history[i]))
     ax.plot(epochs[kept], val[kept], "o", ms=13, mfc="none", mec="#009E73",
             label=f"kept: epoch {epochs[kept]}")
     ax.set(xlabel="epoch", ylabel="cross-entropy a picture (nats)", title="Learning", ylim=(0, None),

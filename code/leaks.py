@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from datasets import ImageSet, banner, load
 from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
-from test import read_scores, score, sigmoid
+from scoring import read_scores, score, sigmoid
 
 MAX_BITS = 10  # of 63, in which the hashes of a near pair may differ
 MAX_DISTANCE = 20.0  # root mean square over the pixels, in levels of 255

@@ -33,7 +33,7 @@ from files import (
     whole_number,
     write_csv,
 )
-from test import choose_threshold, logits, sigmoid
+from scoring import choose_threshold, logits, sigmoid
 
 SMOKE_PICTURES = 640
 RECIPE = ("model", "attn", "bs", "lr", "momentum", "precision", "smoke")
@@ -134,9 +134,13 @@ def copy(weights: dict) -> dict:
     return {key: value.detach().clone() for key, value in weights.items()}
 
 
+def merit(row: dict) -> tuple[float, float]:
+    """What an epoch is kept for: accuracy at the best threshold; of equals, the lower loss."""
+    return float(row["val_accuracy_at_threshold"]), -float(row["val_loss"])
+
+
 def better(best: dict | None, row: dict, network: nn.Module) -> dict:
-    key = "val_accuracy_at_threshold"
-    if best and row[key] <= best["row"][key]:
+    if best and merit(row) <= merit(best["row"]):
         return best
     return {"row": row, "weights": copy(network.state_dict())}
 

@@ -13,7 +13,7 @@ import checkpoints
 from classes import build
 from datasets import load
 from files import TellError, folder
-from test import predict
+from scoring import predict
 
 FACTS = {"threshold": 0.4, "threshold_source": "a test", "data": "tiny", "seed": 7}
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import CODE
 
 import checkpoints
-import test
+import scoring
 from datasets import CIFAKE_FINGERPRINT, load
 from files import read_csv
 
@@ -27,11 +27,11 @@ def metrics(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_numbers_follow_from_the_scores(name):
-    paths, labels, logits = test.read_scores(RESULTS / f"scores-{name}-cifake-test.csv")
+    paths, labels, logits = scoring.read_scores(RESULTS / f"scores-{name}-cifake-test.csv")
     row = metrics(name)
     assert len(set(paths)) == int(row["n"]) == 20_000
     assert labels.sum() == 10_000
-    again = test.score(labels, test.sigmoid(logits), float(row["threshold"]))
+    again = scoring.score(labels, scoring.sigmoid(logits), float(row["threshold"]))
     for key, value in again.items():
         assert float(row[key]) == pytest.approx(value, abs=1e-12), key
 
@@ -53,11 +53,11 @@ def test_the_checkpoint_gives_its_scores_again(name, real_cifake, monkeypatch):
     """Another machine may round the last bits otherwise; no verdict away from the threshold changes."""
     data = load(str(real_cifake)).split("test")
     network, facts = checkpoints.load(name)
-    found = test.logits(network, data)
-    paths, _, logits = test.read_scores(RESULTS / f"scores-{name}-cifake-test.csv")
+    found = scoring.logits(network, data)
+    paths, _, logits = scoring.read_scores(RESULTS / f"scores-{name}-cifake-test.csv")
     assert paths.tolist() == data.paths.tolist()
     np.testing.assert_allclose(found, logits, rtol=1e-3, atol=1e-3)
-    again = test.score(data.labels, test.sigmoid(found), facts["threshold"])
+    again = scoring.score(data.labels, scoring.sigmoid(found), facts["threshold"])
     assert again["accuracy"] == pytest.approx(float(metrics(name)["accuracy"]), abs=1e-4)
 
 

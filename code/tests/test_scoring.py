@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 import checkpoints
+import scoring
 import test
 from classes import build
 from datasets import load
@@ -24,7 +25,7 @@ LABELS_AND_SCORES = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(np.lin
 @given(LABELS_AND_SCORES, st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]))
 def test_numbers_equal_scikit_learns(pairs, threshold):
     labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
-    found = test.score(labels, scores, threshold)
+    found = scoring.score(labels, scores, threshold)
     verdicts = scores >= threshold
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, verdicts))
     with warnings.catch_warnings():
@@ -45,14 +46,14 @@ def test_numbers_equal_scikit_learns(pairs, threshold):
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (1, 2), (18_340, 20_000), (3, 334)])
 def test_interval_is_wilsons(hits, n):
     interval = binomtest(hits, n).proportion_ci(0.95, "wilson")
-    np.testing.assert_allclose(test.wilson(hits, n), interval, atol=1e-12)
+    np.testing.assert_allclose(scoring.wilson(hits, n), interval, atol=1e-12)
 
 
 @settings(max_examples=200, deadline=None)
 @given(LABELS_AND_SCORES)
 def test_no_threshold_is_better_than_the_chosen_one(pairs):
     labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
-    threshold, accuracy = test.choose_threshold(labels, scores)
+    threshold, accuracy = scoring.choose_threshold(labels, scores)
     assert ((scores >= threshold) == labels).mean() == pytest.approx(accuracy)
     others = np.concatenate(([0, 2], scores, scores + 1e-9))
     assert accuracy >= max(((scores >= other) == labels).mean() for other in others) - 1e-12
@@ -60,11 +61,11 @@ def test_no_threshold_is_better_than_the_chosen_one(pairs):
 
 def test_of_equal_thresholds_the_one_nearest_to_a_half():
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
-    assert test.choose_threshold(labels, scores) == (0.5, 1.0)
+    assert scoring.choose_threshold(labels, scores) == (0.5, 1.0)
 
 
 def test_one_class_has_no_auc_but_a_false_alarm_rate():
-    found = test.score(np.zeros(4), np.array([0.1, 0.2, 0.9, 0.3]))
+    found = scoring.score(np.zeros(4), np.array([0.1, 0.2, 0.9, 0.3]))
     assert np.isnan(found["roc_auc"])
     assert np.isnan(found["fake_recall"])
     assert found["real_recall"] == 0.75
@@ -73,17 +74,17 @@ def test_one_class_has_no_auc_but_a_false_alarm_rate():
 
 def test_what_cannot_be_scored():
     with pytest.raises(TellError, match="as many labels as scores"):
-        test.score(np.zeros(3), np.zeros(4))
+        scoring.score(np.zeros(3), np.zeros(4))
     with pytest.raises(TellError, match="as many labels as scores"):
-        test.score(np.zeros(0), np.zeros(0))
+        scoring.score(np.zeros(0), np.zeros(0))
     with pytest.raises(TellError, match="1 of 2 scores are not finite"):
-        test.score(np.zeros(2), np.array([0.5, np.nan]))
+        scoring.score(np.zeros(2), np.array([0.5, np.nan]))
 
 
 def test_sigmoid_does_not_overflow():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_allclose(test.sigmoid(np.array([-1e4, 0, 1e4], np.float32)), [0, 0.5, 1])
+        np.testing.assert_allclose(scoring.sigmoid(np.array([-1e4, 0, 1e4], np.float32)), [0, 0.5, 1])
 
 
 @pytest.fixture
@@ -101,23 +102,23 @@ def saved(tmp_path):
 def test_predict_does_not_depend_on_batches_or_mode(saved, monkeypatch):
     network, _ = checkpoints.load("net-s0")
     data = load(str(saved)).split("test")
-    scores = test.predict(network, data)
+    scores = scoring.predict(network, data)
     assert scores.shape == (60,)
     assert scores.dtype == np.float64
-    monkeypatch.setattr(test, "BATCH_SIZE", 7)
+    monkeypatch.setattr(scoring, "BATCH_SIZE", 7)
     network.train()
-    np.testing.assert_allclose(test.predict(network, data), scores, atol=1e-6)
+    np.testing.assert_allclose(scoring.predict(network, data), scores, atol=1e-6)
     assert network.training
 
 
 def test_the_table_the_scores_and_the_numbers_agree(saved, capsys):
     row = test.main(["-mf", "net-s0", "--data", str(saved)])["models"][0]
     said = capsys.readouterr().out
-    paths, labels, logits = test.read_scores(folder("results") / "scores-net-s0-tree-test.csv")
+    paths, labels, logits = scoring.read_scores(folder("results") / "scores-net-s0-tree-test.csv")
     data = load(str(saved)).split("test")
     assert paths.tolist() == data.paths.tolist()
-    np.testing.assert_array_equal(logits, test.logits(checkpoints.load("net-s0")[0], data))
-    again = test.score(labels, test.sigmoid(logits), row["threshold"])
+    np.testing.assert_array_equal(logits, scoring.logits(checkpoints.load("net-s0")[0], data))
+    again = scoring.score(labels, scoring.sigmoid(logits), row["threshold"])
     np.testing.assert_equal(again, {key: row[key] for key in again})
     written = read_csv(folder("results") / "metrics-net-s0-tree-test.csv")[0]
     assert float(written["accuracy"]) == row["accuracy"]
@@ -180,9 +181,9 @@ def test_groups_and_mistakes():
     labels, groups = np.array([0, 0, 1, 1, 1]), np.array(["cat", "dog", "cat", "cat", "dog"])
     scores = np.array([0.9, 0.2, 0.1, 0.8, 0.3])
     rows = {(row["group"], row["label"]): (row["n"], row["accuracy"]) for row in
-            test.by_group(labels, scores, 0.5, groups)}
+            scoring.by_group(labels, scores, 0.5, groups)}
     assert rows == {("cat", "REAL"): (1, 0), ("cat", "FAKE"): (2, 0.5), ("dog", "REAL"): (1, 1),
                     ("dog", "FAKE"): (1, 0)}
-    assert test.most_wrong(labels, scores, 1, 2).tolist() == [2, 4]
-    assert test.most_wrong(labels, scores, 0, 1).tolist() == [0]
-    assert [row["accuracy"] for row in test.sweep(labels, scores, np.array([0.0, 0.5]))] == [0.6, 0.4]
+    assert scoring.most_wrong(labels, scores, 1, 2).tolist() == [2, 4]
+    assert scoring.most_wrong(labels, scores, 0, 1).tolist() == [0]
+    assert [row["accuracy"] for row in scoring.sweep(labels, scores, np.array([0.0, 0.5]))] == [0.6, 0.4]
