@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from decode import DecodeError, decode, resize
 from files import TellError, folder, make_folder

@@ -140,7 +140,7 @@ def plot_paired(ax: Axes, one: np.ndarray, two: np.ndarray, names: tuple[str, st
     for first, second in zip(one, two, strict=True):
         ax.plot([0, 1], [first, second], "o-", color=LINE, alpha=0.6)
     ax.errorbar([-0.15, 1.15], [np.mean(one), np.mean(two)], [np.std(one, ddof=1), np.std(two, ddof=1)],
-                fmt="D", color=FAKE, capsize=4, label="mean and standard deviation")
+                fmt="D", color="#009E73", capsize=4, label="mean and standard deviation")
     ax.set_xticks([0, 1], names)
     ax.set(ylabel="test accuracy", title=f"{len(one)} seeds, paired", xlim=(-0.4, 1.4))
     ax.legend()

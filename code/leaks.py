@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy.fft import dctn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from datasets import ImageSet, banner, load
 from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import checkpoints
 from classes import NETWORKS, Batches, build, parameters, pick_device

@@ -25,7 +25,8 @@ def tracked() -> list[str]:
 
 def code_of(notebook) -> str:
     cells = json.loads(notebook.read_text())["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"(?m)^%.*", "", source)
 
 
 def imported(source: str) -> set[str]:
