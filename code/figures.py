@@ -178,17 +178,18 @@ def plot_pictures(pixels: np.ndarray, captions: list[str], columns: int, colours
             ax.axis("off")
             if i < len(pixels):
                 ax.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
-                ax.set_title(captions[i], fontsize=7, y=-0.25, color=colours[i] if colours else LINE)
+                ax.set_title(captions[i], fontsize=7, y=-0.06, va="top",
+                             color=colours[i] if colours else LINE)
         figure.suptitle(title)
     return figure
 
 
 def plot_classes(data: ImageSet, each: int = 5) -> Figure:
-    """`each` real and `each` fake pictures of every object class."""
+    """`each` real and `each` fake pictures of every object class (or of the unknown one)."""
     picked = [np.flatnonzero((data.objects == obj) & (data.labels == label))[:each]
-              for obj in range(len(OBJECTS)) for label in (0, 1)]
-    index = np.concatenate(picked)
-    captions = [f"{OBJECTS[data.objects[i]]}, {('real', 'fake')[data.labels[i]]}" for i in index]
+              for obj in np.unique(data.objects) for label in (0, 1)]
+    index, names = np.concatenate(picked), [*OBJECTS, "unknown"]
+    captions = [f"{names[data.objects[i]]}, {('real', 'fake')[data.labels[i]]}" for i in index]
     colours = [(REAL, FAKE)[data.labels[i]] for i in index]
     return plot_pictures(data.pixels[data.rows[index]], captions, 2 * each, colours)
 
