@@ -178,8 +178,8 @@ def plot_pictures(pixels: np.ndarray, captions: list[str], columns: int, colours
             ax.axis("off")
             if i < len(pixels):
                 ax.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
-                ax.set_title(captions[i], fontsize=7, y=-0.06, va="top",
-                             color=colours[i] if colours else LINE)
+                ax.text(0.5, -0.04, captions[i], transform=ax.transAxes, ha="center", va="top", fontsize=7,
+                        color=colours[i] if colours else LINE)
         figure.suptitle(title)
     return figure
 
