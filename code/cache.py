@@ -4,6 +4,7 @@ Written beside its final place under a lock, then renamed: two processes, a kill
 never leave half a cache, and a source whose names, sizes or times changed is decoded again.
 """
 import ctypes
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -11,12 +12,13 @@ import os
 import re
 import shutil
 import signal
+import stat
 import zipfile
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 from math import ceil
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from decode import DecodeError, decode, resize
-from files import TellError, folder, make_folder
+from files import TellError, atomic, folder, make_folder
 from sources import files_of, require_readable, signature
 
 SIZE = 32
@@ -33,7 +35,7 @@ OBJECTS = ("airplane", "automobile", "bird", "cat", "deer",
            "dog", "frog", "horse", "ship", "truck")
 VAL_SHARE = 0.1
 CACHE_FORMAT = 1
-CHUNK = 256  # files that a process decodes at a time
+CHUNK, CHUNK_BYTES = 256, 8_000_000  # what a process decodes at a time
 
 
 def decode_chunk(chunk: list[tuple[str, bytes | str]]) -> tuple[list[tuple], np.ndarray]:
@@ -62,8 +64,24 @@ def decode_file(name: str, content: bytes | str) -> tuple:
 
 
 def read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
+    # Without O_NONBLOCK a named pipe among the pictures would be waited for, for ever.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         return file.read()
+
+
+def chunks(files: Iterator[tuple[str, bytes | str]]) -> Iterator[list[tuple[str, bytes | str]]]:
+    """Portions of at most CHUNK files and, read from an archive, about CHUNK_BYTES."""
+    portion, size = [], 0
+    for name, content in files:
+        portion.append((name, content))
+        size += len(content) if isinstance(content, bytes) else 0
+        if len(portion) == CHUNK or size > CHUNK_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def decode_all(path: Path) -> Iterator[tuple[list[tuple], np.ndarray]]:
@@ -71,18 +89,14 @@ def decode_all(path: Path) -> Iterator[tuple[list[tuple], np.ndarray]]:
     # Processes: at 20 us a file, threads spend more time passing Python's lock around (4.1 s for
     # CIFAKE's 120,000 files on two cores, against 2.0 s).
     workers, fork = os.cpu_count() or 1, multiprocessing.get_context("fork")
-    files, pending = files_of(path), deque()
+    pending = deque()
     with ProcessPoolExecutor(workers, fork, initializer=depend_on_parent) as pool, progress(path) as bar:
-        while True:
-            chunk = list(islice(files, CHUNK))
-            if chunk:
-                pending.append(pool.submit(decode_chunk, chunk))
-            if not chunk and not pending:
-                return
-            if len(pending) > 2 * workers or not chunk:
-                entries, pixels = result(pending.popleft())
-                bar.update(len(entries))
-                yield entries, pixels
+        for chunk in chunks(files_of(path)):
+            pending.append(pool.submit(decode_chunk, chunk))
+            if len(pending) > 2 * workers:
+                yield result(pending.popleft(), bar)
+        while pending:
+            yield result(pending.popleft(), bar)
 
 
 def depend_on_parent() -> None:
@@ -91,9 +105,11 @@ def depend_on_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG, Linux
 
 
-def result(future: Future) -> tuple[list[tuple], np.ndarray]:
+def result(future: Future, bar: tqdm) -> tuple[list[tuple], np.ndarray]:
     try:
-        return future.result()
+        entries, pixels = future.result()
+        bar.update(len(entries))
+        return entries, pixels
     except BrokenProcessPool as error:
         raise TellError("a decoding process was killed, perhaps for want of memory; free some") from error
 
@@ -133,7 +149,7 @@ def map_cache(name: str, path: Path, target: Path) -> dict | None:
             return None
         # Copy-on-write, because torch wants memory that it could write to.
         pixels = np.memmap(target / "pixels.u8", np.uint8, "c", shape=(meta["n"], SIZE, SIZE, 3))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return {"name": name, "source": str(path), "fingerprint": meta["fingerprint"],
             "pixels": pixels.transpose(0, 3, 1, 2),
@@ -196,9 +212,10 @@ def write_table(path: Path, entries: list[tuple], target: Path) -> None:
     table = columns(good)
     meta = {"n": len(good), "fingerprint": fingerprint_of(entries),
             "unreadable": [(name, reason) for name, _, row, reason in entries if row is None]}
-    with open(target / "table.npz", "wb") as file:
+    with atomic(target / "table.npz") as file:
         np.savez(file, **table)
-    (target / "meta.json").write_text(json.dumps(meta))
+    with atomic(target / "meta.json", "w") as file:
+        json.dump(meta, file)
 
 
 def columns(entries: list[tuple]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ A checkpoint is one dictionary of plain values and tensors (FORMAT names its lay
 or not at all, read with weights_only=True, so that a file can hold numbers but never run code.
 """
 import argparse
+import hashlib
 import io
 import os
 import platform
@@ -18,19 +19,29 @@ import torch
 from torch import nn
 
 from classes import NETWORKS, build
-from files import HERE, TellError, atomic, folder
+from files import HERE, TellError, atomic, folder, user_path
 
 FORMAT = "tell-checkpoint-1"
 LABELS = "fake = 1, real = 0; sigmoid(logit of head 'fake') is P(fake)"
-COURSE_KEYS = {"conv1.weight", "conv2.weight", "fc1.weight", "fc3.weight"}
+COURSE_KEYS = {"conv1.weight", "conv2.weight", "fc1.weight", "fc3.weight", "fc3.bias"}
+NEEDED = {"architecture", "arguments", "heads", "normalisation", "threshold", "threshold_source", "data",
+          "seed", "weights"}
 
 
 def path_of(name: str) -> Path:
     """NAME -> models/NAME.pth; a name with a folder or an ending .pth that exists is taken as it is."""
-    given = Path(name).expanduser()
+    given = user_path(name) if name.startswith("~") else Path(name)
     if given.suffix == ".pth" and (given.parent != Path(".") or given.exists()):
         return given.resolve()
     return folder("models") / f"{name.removesuffix('.pth')}.pth"
+
+
+def model_name(name: str) -> str:
+    """What a checkpoint is called in results: its file's name, and for one from elsewhere a mark of where."""
+    path = path_of(name)
+    if path.parent == folder("models"):
+        return path.stem
+    return f"{path.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
 
 
 def name_to_save(text: str) -> str:
@@ -89,13 +100,16 @@ def load(name: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict
     if content.get("format") != FORMAT:
         raise TellError(f"{path}: not a checkpoint of Tell (it holds: "
                         f"{', '.join(map(str, list(content)[:4])) or 'nothing'})")
+    missing = sorted(NEEDED - content.keys())
+    if missing:
+        raise TellError(f"{path}: an incomplete checkpoint, without {', '.join(missing)}")
     if content["architecture"] not in NETWORKS:
         raise TellError(f"{path}: made for the network {content['architecture']!r}, which this "
                         f"version does not have ({', '.join(NETWORKS)})")
-    network = build(content["architecture"], **content["arguments"])
     try:
+        network = build(content["architecture"], **content["arguments"])
         network.load_state_dict(content.pop("weights"), strict=True)
-    except (RuntimeError, KeyError, AttributeError) as error:
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise TellError(f"{path}: its weights do not fit {content['architecture']} "
                         f"({str(error).strip().splitlines()[-1].strip()[:120]})") from error
     network.normalisation = content["normalisation"]

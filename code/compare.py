@@ -2,9 +2,11 @@
 
     python code/compare.py base_model attn_model     after test.py -mf 'base_model-s*' 'attn_model-s*'
 
-Writes paper/results/compare-ONE-TWO.csv, one row a seed: both accuracies, and on how many pictures
+Writes paper/results/compare-ONE-TWO-DATA.csv, one row a seed: both accuracies, and on how many pictures
 only one of the two is right (McNemar). Positive differences are in favour of the second.
 """
+import re
+
 import numpy as np
 from scipy import stats
 
@@ -25,8 +27,9 @@ def right(model: str, data: str) -> np.ndarray:
 
 def seeds_of(model: str, data: str) -> list[int]:
     """The seeds whose scores of `model` are there."""
-    found = folder("results").glob(f"scores-{model}-s*-{data}-test.csv")
-    return sorted(int(path.name.removeprefix(f"scores-{model}-s").split("-")[0]) for path in found)
+    pattern = re.compile(rf"scores-{re.escape(model)}-s(\d+)-{re.escape(data)}-test\.csv")
+    found = (pattern.fullmatch(path.name) for path in folder("results").glob("scores-*.csv"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def mcnemar(only_one: int, only_two: int) -> float:
@@ -58,6 +61,8 @@ def main(argv: list[str] | None = None) -> dict:
     flags.add_argument("two")
     flags.add_argument("--data", default="cifake", metavar="SET")
     args = flags.parse_args(argv)
+    if args.one == args.two:
+        raise TellError(f"{args.one} cannot be compared with itself")
     data = set_name(args.data)
     seeds = sorted(set(seeds_of(args.one, data)) & set(seeds_of(args.two, data)))
     if len(seeds) < 2:
@@ -72,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"{args.two} minus {args.one}: {result['mean'] * 100:+.2f} points "
           f"[{result['low'] * 100:+.2f}, {result['high'] * 100:+.2f}] over {result['seeds']} seeds, paired t "
           f"p = {result['p']:.3f}, Wilcoxon p = {result['wilcoxon_p']:.3f}")
-    path = folder("results") / f"compare-{args.one}-{args.two}.csv"
+    path = folder("results") / f"compare-{args.one}-{args.two}-{data}.csv"
     write_csv(path, rows)
     print(f"written: {shown(path)}")
     return {"rows": rows, **result}

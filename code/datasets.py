@@ -20,7 +20,7 @@ import numpy as np
 
 import sample
 from cache import decode_all, fingerprint_of, open_cache
-from files import Parser, TellError, command_line, config, folder, make_folder, remove, shown
+from files import Parser, TellError, command_line, config, folder, make_folder, remove, shown, user_path
 from sources import ending, require_readable
 
 SPLITS = ("train", "val", "test")
@@ -92,7 +92,7 @@ def load(name: str = "auto") -> ImageSet:
         if not path:
             raise TellError(f"CIFAKE is not under {folder('data')}; {HOW_TO_GET_CIFAKE}")
     else:
-        path = require_readable(Path(name).expanduser().resolve())
+        path = require_readable(user_path(name))
     return ImageSet(**open_cache(known, path))
 
 
@@ -102,7 +102,8 @@ def set_name(name: str) -> str:
         return "cifake" if find_cifake() else "sample"
     if name in ("cifake", "sample"):
         return name
-    return re.sub(r"[^\w-]+", "_", Path(name).expanduser().resolve().name.split(".")[0]) or "root"
+    found = re.sub(r"[^\w-]+", "_", user_path(name).name.split(".")[0]) or "root"
+    return f"{found}_folder" if found in ("cifake", "sample") else found  # these are ours
 
 
 def find_cifake() -> Path | None:
@@ -219,7 +220,7 @@ def describe(data: ImageSet) -> dict[str, int]:
 def report_unreadable(data: ImageSet) -> None:
     """Name every picture that could not be read, and count those that were converted."""
     for path, reason in data.unreadable:
-        print(f"unreadable: {path}: {reason}")
+        print(f"unreadable: {path if path.isprintable() else ascii(path)}: {reason}")
     if data.unreadable:
         print(f"{len(data.unreadable):,} of {len(data.unreadable) + len(data.pixels):,} "
               f"files of {shown(data.source)} could not be read")
@@ -253,7 +254,7 @@ def list_sets() -> dict:
 
 
 def verify_command(path: str | None) -> dict:
-    source = require_readable(Path(path).resolve()) if path else find_cifake()
+    source = require_readable(user_path(path)) if path else find_cifake()
     if not source:
         raise TellError(f"CIFAKE is not under {folder('data')}; {HOW_TO_GET_CIFAKE}")
     differences = verify(source)
@@ -288,7 +289,7 @@ def main(argv: list[str] | None = None) -> dict:
     if path:
         print(f"CIFAKE is there already: {path}; to check it: python code/datasets.py verify")
         return {"path": str(path)}
-    path = fetch() if args.action == "fetch" else import_cifake(Path(args.path).expanduser().resolve())
+    path = fetch() if args.action == "fetch" else import_cifake(user_path(args.path))
     print(f"CIFAKE, complete and verified: {path}")
     return {"path": str(path)}
 

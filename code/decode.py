@@ -89,7 +89,8 @@ def from_16_bit(picture: Image.Image) -> Image.Image:
     grey = np.asarray(picture).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise DecodeError("32-bit greys beyond 16 bit")
-    return Image.fromarray((grey >> 8).astype(np.uint8))
+    eight_bit = picture.mode == "I" and grey.max() < 256  # that mode does not say how deep it is
+    return Image.fromarray((grey if eight_bit else grey >> 8).astype(np.uint8))
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Figures: numbers in, matplotlib figure out. One style; real is always blue, fake always orange.
 
-    python code/figures.py -mf base_model    paper/figures/base_model.png from the committed CSVs
+    python code/figures.py -mf base_model    paper/figures/base_model.png from the CSVs of a run
+    ... --data SET --split SPLIT             paper/figures/base_model-SET-SPLIT.png
 """
 import matplotlib.pyplot as plt
 import numpy as np
@@ -222,7 +223,7 @@ def plot_run(title: str, history: list[dict], labels: np.ndarray, scores: np.nda
 
 def plot_attention(seeds: int = 10) -> Figure:
     """Base against attention: paired test accuracies, and learning curves with the range over seeds."""
-    rows = read_csv(folder("results") / "compare-base_model-attn_model.csv")
+    rows = read_csv(folder("results") / "compare-base_model-attn_model-cifake.csv")
     base, attn = ([float(row[name]) for row in rows] for name in ("base_model", "attn_model"))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
@@ -238,7 +239,10 @@ def plot_attention(seeds: int = 10) -> Figure:
 
 def read_table(name: str) -> DataFrame:
     """A committed table of results/, numbers as numbers."""
-    return pd.read_csv(folder("results") / f"{name}.csv")
+    path = folder("results") / f"{name}.csv"
+    if not path.exists():
+        raise TellError(f"{shown(path)}: not there; the lab log and --help say which command writes it")
+    return pd.read_csv(path)
 
 
 def plot_difficulty() -> Figure:
@@ -264,6 +268,8 @@ def run_figure(name: str, data: str, split: str) -> Figure:
     if missing:
         raise TellError(f"{missing}: not there; run train.py and test.py -mf {name} first")
     _, labels, logits = read_scores(needed[1])
+    if len(np.unique(labels)) < 2:
+        raise TellError(f"{shown(needed[1])}: a figure needs real and fake pictures")
     numbers = read_csv(needed[2])[0]
     title = (f"{name} on {data}, {split} split: accuracy {float(numbers['accuracy']):.2%} "
              f"[{float(numbers['accuracy_low']):.2%}, {float(numbers['accuracy_high']):.2%}], "
@@ -283,8 +289,10 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
-    figure = run_figure(args.mf, set_name(args.data), args.split)
-    path = folder("figures") / f"{args.mf}.png"
+    data = set_name(args.data)
+    figure = run_figure(args.mf, data, args.split)
+    stem = args.mf if (data, args.split) == ("cifake", "test") else f"{args.mf}-{data}-{args.split}"
+    path = folder("figures") / f"{stem}.png"
     with atomic(path) as file:
         figure.savefig(file, format="png")
     plt.close(figure)

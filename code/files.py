@@ -40,6 +40,16 @@ def shown(path: Path | str) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
+def user_path(text: str) -> Path:
+    """What a user typed as a path, made absolute."""
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TellError(f"{text[:60]!r} cannot be a path ({error})"[:200]) from error
+
+
 def smoke() -> bool:
     """TELL_SMOKE=1 asks notebooks to take seconds."""
     return os.environ.get("TELL_SMOKE") == "1"
@@ -63,9 +73,11 @@ def atomic(path: Path, mode: str = "wb"):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {} if "b" in mode else {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode, **({} if "b" in mode else {"newline": ""})) as file:
+        remove_leftovers(path)
+        with open(temporary, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -77,8 +89,18 @@ def atomic(path: Path, mode: str = "wb"):
         remove(temporary)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Temporary files that killed processes left beside `path`."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            remove(leftover)
+
+
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Write dictionaries of equal keys as CSV, atomically."""
+    if not rows:
+        raise TellError(f"{path}: nothing to write; there was too little data for a single row")
     with atomic(path, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -86,7 +108,9 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, every value as its text."""
+    """The rows of a CSV file, every value as its text; TellError where there is no such file."""
+    if not path.exists():
+        raise TellError(f"{shown(path)}: not there; the lab log and --help say which command writes it")
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
@@ -135,12 +159,16 @@ def number_between(low: float, high: float):
 
 def command_line(main) -> None:
     """Run main(); a TellError becomes one line on stderr and exit code 2."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log shows each epoch as it ends
+    # A log shows each epoch as it ends; a file name that is no text is printed all the same.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    sys.stderr.reconfigure(errors="backslashreplace")
     try:
         main()
     except TellError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -3,11 +3,14 @@
 Layout: any prefix, then {train,val,test}/{REAL,FAKE}/NAME (upper or lower case; without a split
 folder everything counts as test). Labels come from the folder's name, never from an order.
 """
+import bz2
+import gzip
 import hashlib
 import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,9 @@ from files import TellError
 
 SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 LABELS = {"real": "REAL", "fake": "FAKE"}
-ARCHIVES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+OPENERS = {".tar": open, ".tar.xz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open}
+ARCHIVES = (".zip", *OPENERS)
+DAMAGE = (lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
 def canonical(parts: tuple[str, ...]) -> str | None:
@@ -23,6 +28,7 @@ def canonical(parts: tuple[str, ...]) -> str | None:
 
     Files whose name starts with a dot, and __MACOSX, are the file manager's, not pictures.
     """
+    parts = tuple(part for part in parts if part not in ("", "."))  # as in "./REAL/1.jpg"
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return None
     for i in range(len(parts) - 2, -1, -1):
@@ -48,14 +54,29 @@ def files_of(path: Path) -> Iterator[tuple[str, bytes | str]]:
     return zip_files(path) if ending(path) == ".zip" else tar_files(path)
 
 
+def entries_of(folder: str) -> list[os.DirEntry]:
+    """What stands in a folder; one clear line where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise TellError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """A folder, or a link to one that does not lead back to where it stands."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    return os.path.isdir(entry.path) and not Path(entry.path).is_relative_to(os.path.realpath(entry.path))
+
+
 def walk(root: str, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], os.DirEntry]]:
     """Every file below root with its path parts, in sorted order (os.walk's order is not)."""
-    with os.scandir(root) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            if entry.is_dir():
-                yield from walk(entry.path, (*parts, entry.name))
-            else:
-                yield (*parts, entry.name), entry
+    for entry in sorted(entries_of(root), key=lambda e: e.name):
+        if is_folder(entry):
+            yield from walk(entry.path, (*parts, entry.name))
+        else:
+            yield (*parts, entry.name), entry
 
 
 def folder_files(root: Path) -> Iterator[tuple[str, str]]:
@@ -77,18 +98,38 @@ def zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
                 name = None if member.is_dir() else canonical(tuple(member.filename.split("/")))
                 if name:
                     yield name, archive.read(member)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, *DAMAGE, NotImplementedError, RuntimeError) as error:
         raise broken(path, error) from error
+
+
+class Header(tarfile.TarInfo):
+    """A tar's header, for which only blocks of zeros end an archive.
+
+    tarfile takes any unreadable header after the first for the end, so a cut or damaged archive would
+    lose its remaining pictures in silence.
+    """
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark: {error}") from error
 
 
 def tar_files(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = canonical(tuple(member.name.split("/"))) if member.isfile() else None
-                if name:
-                    yield name, archive.extractfile(member).read()
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+        with OPENERS[ending(path)](path, "rb") as raw:
+            with tarfile.open(fileobj=raw, mode="r|", tarinfo=Header) as archive:
+                for member in archive:
+                    name = canonical(tuple(member.name.split("/"))) if member.isfile() else None
+                    if name:
+                        yield name, archive.extractfile(member).read()
+            while raw.read(1 << 20):  # to the end, where gzip and xz keep their checksums
+                pass
+    except (tarfile.TarError, *DAMAGE) as error:
         raise broken(path, error) from error
 
 
@@ -109,13 +150,12 @@ def signature(path: Path) -> str:
 def stats_below(root: str) -> list[str]:
     """"path size time" of every file below root, unsorted: half of a warm start on a folder."""
     lines = []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                lines += stats_below(entry.path)
-            else:
-                stat = entry.stat()
-                lines.append(f"{entry.path} {stat.st_size} {stat.st_mtime_ns}")
+    for entry in entries_of(root):
+        if is_folder(entry):
+            lines += stats_below(entry.path)
+        else:
+            stat = entry.stat(follow_symlinks=os.path.exists(entry.path) if entry.is_symlink() else True)
+            lines.append(f"{entry.path} {stat.st_size} {stat.st_mtime_ns}")
     return lines
 
 

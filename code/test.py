@@ -6,7 +6,7 @@
     python code/test.py -mf base_model -thr 0.3             another threshold than the checkpoint's
 
 Writes one row a picture to paper/results/scores-NAME-DATA-SPLIT.csv and one row of numbers to
-metrics-NAME-DATA-SPLIT.csv beside it.
+metrics-NAME-DATA-SPLIT.csv beside it (with -thr: metrics-NAME-DATA-SPLIT-thrX.csv).
 """
 import glob
 from pathlib import Path
@@ -28,12 +28,15 @@ def evaluate(name: str, data: ImageSet, split: str, threshold: float | None, dev
     output = logits(network, data, device)
     source = "-thr" if threshold is not None else facts["threshold_source"]
     numbers = score(data.labels, sigmoid(output), facts["threshold"] if threshold is None else threshold)
-    model = checkpoints.path_of(name).stem
+    model = checkpoints.model_name(name)
     row = {"model": model, "data": data.name, "split": split, "fingerprint": data.fingerprint, **numbers,
            "threshold_source": source, "trained_on": facts["data"], "seed": facts["seed"],
            **{key: value for key, value in checkpoints.surroundings().items() if key != "versions"}}
     stem = f"{model}-{data.name}-{split}"
-    scores_path, metrics_path = (folder("results") / f"{kind}-{stem}.csv" for kind in ("scores", "metrics"))
+    scores_path = folder("results") / f"scores-{stem}.csv"
+    # Numbers at a threshold of the user's do not replace those at the checkpoint's own.
+    mark = "" if threshold is None else f"-thr{threshold:g}"
+    metrics_path = folder("results") / f"metrics-{stem}{mark}.csv"
     write_scores(scores_path, data, output)
     write_csv(metrics_path, [row])
     print_table(row, facts)

@@ -152,12 +152,17 @@ def run(args, data: dict[str, ImageSet], seed: int, name: str | None, say=print)
     device = pick_device(args.device)
     torch.manual_seed(seed)
     network = build(args.model, attn=args.attn)
-    recipe = {key: getattr(args, key) for key in RECIPE} | {"seed": seed, "data": data["train"].fingerprint}
+    # Threads and device belong to it: with others the last bits differ.
+    recipe = {key: getattr(args, key) for key in RECIPE} | {
+        "seed": seed, "data": data["train"].fingerprint, "threads": torch.get_num_threads(),
+        "device": device.type}
     unfinished = unfinished_run(name) if name else None
     reached = finished_run(name, recipe, args.ep) if args.resume else None
     if reached:
         say(f"{shown(checkpoints.path_of(name))} is finished already")
         return reached
+    if unfinished and not args.resume:
+        remove(unfinished)
     state = unfinished_state(unfinished, recipe, args.ep) if args.resume else None
     if state:
         say(f"resuming after epoch {state['epoch']}")
@@ -216,10 +221,11 @@ def unfinished_state(path: Path, recipe: dict, epochs: int) -> dict | None:
 
 
 def require_same(path: Path, recipe: dict, theirs: dict) -> None:
-    changed = [key for key, value in recipe.items() if theirs.get(key) != value]
+    changed = [f"{key} ({theirs.get(key)}, not {value})" for key, value in recipe.items()
+               if theirs.get(key) != value]
     if changed:
-        raise TellError(f"{path}: that run had another {', '.join(changed)}; give the same flags and "
-                        "data, or start without --resume")
+        raise TellError(f"{path}: that run had another {', '.join(changed)}; give the same flags, data and "
+                        "threads, or start without --resume")
 
 
 def epoch_line(row: dict, epochs: int) -> str:

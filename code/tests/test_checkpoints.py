@@ -98,6 +98,33 @@ def test_weights_of_another_network_are_refused():
         checkpoints.load("bare")
 
 
+def test_incomplete_checkpoints_are_refused():
+    checkpoints.write(checkpoints.path_of("only"), {"format": checkpoints.FORMAT})
+    with pytest.raises(TellError, match="an incomplete checkpoint, without architecture, arguments"):
+        checkpoints.load("only")
+    save("odd", arguments={"depth": 3})
+    with pytest.raises(TellError, match="do not fit CIFAKE_CNN"):
+        checkpoints.load("odd")
+    weights = build("CIFAKE_CNN").state_dict()
+    del weights["fc3.bias"]
+    checkpoints.write(checkpoints.path_of("course"), dict(weights))
+    with pytest.raises(TellError, match="not a checkpoint of Tell"):
+        checkpoints.load("course")
+
+
+def test_a_checkpoint_from_elsewhere_does_not_take_the_name_of_ours(tmp_path):
+    assert checkpoints.model_name("base_model") == "base_model"
+    assert checkpoints.model_name(str(tmp_path / "base_model.pth")).startswith("base_model-")
+
+
+def test_leftovers_of_killed_writers_are_removed():
+    save("one")
+    leftover = folder("models") / ".one.pth.999999999.tmp"
+    leftover.write_bytes(b"half")
+    save("one")
+    assert not leftover.exists()
+
+
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_course_projects_files_are_turned_round(tree, tmp_path, attention):
     """Bare state dictionaries: P(real), and the attention layer always there, used or not."""

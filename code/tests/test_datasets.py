@@ -18,6 +18,7 @@ from PIL import Image
 import cache
 import datasets
 from files import TellError, folder
+from sources import files_of
 
 NOTHING_BUT_DATASETS = f"import sys; sys.path.insert(0, {str(CODE)!r}); import datasets; "
 
@@ -112,7 +113,8 @@ def test_a_changed_source_is_decoded_again(tree):
 def test_a_damaged_cache_is_built_again(tree):
     datasets.load(str(tree))
     built = next(path for path in folder("cache").iterdir() if path.is_dir())
-    for name, content in (("pixels.u8", b"short"), ("meta.json", b"{"), ("table.npz", b"PK")):
+    for name, content in (("pixels.u8", b"short"), ("meta.json", b"{"), ("table.npz", b"PK"),
+                          ("table.npz", b""), ("meta.json", b"[]"), ("meta.json", b"")):
         (built / name).write_bytes(content)
         assert len(datasets.load(str(tree))) == 100
 
@@ -205,6 +207,76 @@ def test_a_half_downloaded_archive(tree, tmp_path, ending):
         datasets.load(str(path))
     assert not list(folder("cache").glob("half*"))
     assert not list(folder("cache").glob(".building-*"))
+
+
+def count_or_refusal(path: Path) -> int | str:
+    try:
+        return len(list(files_of(path)))
+    except TellError as error:
+        return "refused" if "not a whole archive" in str(error) else str(error)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.xz"])
+def test_a_cut_or_damaged_tar_never_loses_pictures_in_silence(tree, tmp_path, ending):
+    whole, path = pack(tree, tmp_path / f"whole.{ending}").read_bytes(), tmp_path / f"bad.{ending}"
+    cuts, flips = [], []
+    for at in np.linspace(0.01, 0.99, 40) * len(whole):
+        path.write_bytes(whole[:int(at) // 512 * 512])  # between tar's blocks: the hardest place
+        cuts.append(count_or_refusal(path))
+        path.write_bytes(whole[:int(at)] + bytes([whole[int(at)] ^ 0x55]) + whole[int(at) + 1:])
+        flips.append(count_or_refusal(path))
+    assert set(cuts[:30]) == {"refused"}
+    assert set(cuts + flips) <= {"refused", 100}  # the last blocks of a plain tar are padding
+
+
+def test_a_damaged_zip_is_one_clear_line(tree, tmp_path):
+    path = pack(tree, tmp_path / "bad.zip")
+    data = bytearray(path.read_bytes())
+    data[200:400] = b"\xff" * 200
+    path.write_bytes(data)
+    with pytest.raises(TellError, match="not a whole archive"):
+        datasets.load(str(path))
+
+
+def test_a_tar_of_the_current_folder(tree, tmp_path):
+    subprocess.run(["tar", "-C", tree, "-cf", tmp_path / "dot.tar", "."], check=True)
+    assert datasets.load(str(tmp_path / "dot.tar")).fingerprint == datasets.load(str(tree)).fingerprint
+
+
+def test_links_pipes_and_odd_names_among_the_pictures(tree, capsys):
+    where = tree / "test/REAL"
+    (where / "nowhere.jpg").symlink_to(tree / "gone.jpg")
+    (where / "loop").symlink_to(tree)
+    os.mkfifo(where / "pipe.jpg")
+    (where / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
+    (where / "two\nlines.jpg").write_bytes(b"no picture")
+    data = datasets.load(str(tree))
+    assert len(data) == 100
+    reasons = dict(data.unreadable)
+    assert reasons["test/REAL/pipe.jpg"] == "cannot be read: not a regular file"
+    assert "cannot be read" in reasons["test/REAL/nowhere.jpg"]
+    assert len(reasons) == 5
+    datasets.report_unreadable(data)
+    assert sum(line.startswith("unreadable:") for line in capsys.readouterr().out.splitlines()) == 5
+
+
+def test_archives_of_large_pictures_go_through_in_small_portions():
+    portions = list(cache.chunks((f"{i}", b"x" * 3_000_000) for i in range(10)))
+    assert [len(portion) for portion in portions] == [3, 3, 3, 1]
+    assert [len(portion) for portion in cache.chunks((f"{i}", "path") for i in range(600))] == [256, 256, 88]
+
+
+def test_our_names_are_not_a_users_folders(tree):
+    for name in ("cifake", "sample"):
+        tree.rename(tree.parent / name)
+        assert datasets.load(str(tree.parent / name)).name == f"{name}_folder"
+        (tree.parent / name).rename(tree)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "nul\0byte"])
+def test_what_cannot_be_a_path(name):
+    with pytest.raises(TellError, match="cannot be a path|no such file"):
+        datasets.load(name)
 
 
 def test_the_same_picture_claimed_twice(tree):

@@ -32,6 +32,14 @@ def test_sixteen_bit_grey_keeps_its_brightness():
     assert "I;16 to RGB" in note
 
 
+def test_deep_grey_of_unstated_depth():
+    grey = np.arange(1024, dtype=np.int32).reshape(32, 32)
+    low, _ = decode(encoded(Image.fromarray(grey // 4), "TIFF"))  # 0..255: eight bit in a wide mode
+    np.testing.assert_array_equal(low[..., 0], grey // 4)
+    high, _ = decode(encoded(Image.fromarray(grey * 64), "TIFF"))
+    np.testing.assert_array_equal(high[..., 0], grey * 64 >> 8)
+
+
 def test_alpha_is_shown_on_white():
     rgba = np.zeros((32, 32, 4), np.uint8)
     rgba[16:, :, 3] = 255

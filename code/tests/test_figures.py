@@ -16,7 +16,7 @@ def test_a_run_leaves_a_figure(tmp_path):
     train.main(["-ep", "2", "-mf", "one", "--data", str(tree)])
     test.main(["-mf", "one", "--data", str(tree)])
     path = figures.main(["-mf", "one", "--data", str(tree)])["figure"]
-    assert path == str(folder("figures") / "one.png")
+    assert path == str(folder("figures") / "one-easy-test.png")
     picture = Image.open(path)
     assert picture.width > 1500
     assert len(set(picture.convert("L").tobytes())) > 50

@@ -23,7 +23,7 @@ def text_of(path) -> str:
 
 def forms(value: float) -> set[str]:
     """The ways in which a measured number may be printed."""
-    return {f"{abs(value) * 100:.2f}", f"{value:.4f}", f"{value:.3f}", f"{value:.2f}", f"{value:.1f}", f"{value:g}"}
+    return {f"{abs(value) * 100:.2f}", f"{value:g}", *(f"{value:.{digits}f}" for digits in (1, 2, 3, 4))}
 
 
 def numbers_of_tables() -> set[str]:
@@ -46,7 +46,7 @@ def derived_numbers() -> set[str]:
         values = [float(row["accuracy_without"]) for row in read_csv(RESULTS / "without-twins.csv")
                   if row["model"].startswith(f"{model}-s")]
         found |= forms(np.mean(values)) | forms(np.std(values, ddof=1))
-    rows = read_csv(RESULTS / "compare-base_model-attn_model.csv")
+    rows = read_csv(RESULTS / "compare-base_model-attn_model-cifake.csv")
     result = compare.paired([float(row["difference"]) for row in rows])
     for key in ("mean", "low", "high"):
         found |= forms(result[key])

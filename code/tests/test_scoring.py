@@ -134,6 +134,14 @@ def test_threshold_of_the_flag(saved):
     assert row["threshold_source"] == "-thr"
 
 
+def test_a_users_threshold_leaves_the_checkpoints_own_numbers(saved):
+    own = test.main(["-mf", "net-s0", "--data", str(saved)])["models"][0]
+    test.main(["-mf", "net-s0", "--data", str(saved), "-thr", "0.99"])
+    written = read_csv(folder("results") / "metrics-net-s0-tree-test.csv")[0]
+    assert float(written["threshold"]) == own["threshold"]
+    assert (folder("results") / "metrics-net-s0-tree-test-thr0.99.csv").exists()
+
+
 def test_several_models_give_a_mean(saved, capsys):
     rows = test.main(["-mf", "net-s*", "--data", str(saved)])["models"]
     assert [row["model"] for row in rows] == ["net-s0", "net-s1"]

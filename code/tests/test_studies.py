@@ -69,11 +69,20 @@ def test_comparison_of_two_recipes_reads_their_scores(tmp_path):
         train.main(["-ep", "1", "-mf", name, "--seeds", "2", "--data", str(tree), *flags])
         test.main(["-mf", f"{name}-s*", "--data", str(tree)])
     result = compare.main(["one", "two", "--data", str(tree)])
-    rows = read_csv(folder("results") / "compare-one-two.csv")
+    rows = read_csv(folder("results") / "compare-one-two-tree.csv")
     for row in rows:
         gap = int(row["only_two_right"]) - int(row["only_one_right"])
         assert float(row["difference"]) == pytest.approx(gap / 40)
     assert result["seeds"] == 2
+
+
+def test_comparison_refuses_what_makes_no_sense(tmp_path):
+    with pytest.raises(TellError, match="cannot be compared with itself"):
+        compare.main(["one", "one", "--data", "sample"])
+    folder("results").mkdir(parents=True)
+    for name in ("m-s1", "m-small", "m-s12", "m-s3-x"):
+        (folder("results") / f"scores-{name}-cifake-test.csv").write_text("")
+    assert compare.seeds_of("m", "cifake") == [1, 12]
 
 
 def test_features_of_the_simple_models():

@@ -126,6 +126,25 @@ def test_resume_refuses_another_recipe(easy, tmp_path):
     assert train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume"])["seed"] == 0
 
 
+def test_resume_refuses_other_threads(easy):
+    interrupted(easy)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.raises(TellError, match="another threads"):
+            train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume"])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_run_that_starts_anew_drops_the_unfinished_one(easy, monkeypatch):
+    interrupted(easy)
+    monkeypatch.setattr(train, "train_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["-ep", "3", "-mf", "part", "--data", str(easy)])
+    assert not train.unfinished_run("part").exists()
+
+
 def test_a_damaged_resume_file_is_one_clear_line(easy):
     train.unfinished_run("part").parent.mkdir(parents=True)
     train.unfinished_run("part").write_bytes(b"half")
