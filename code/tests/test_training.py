@@ -116,7 +116,7 @@ def interrupted(easy, name="part"):
 
 def test_resume_refuses_another_recipe(easy, tmp_path):
     interrupted(easy)
-    for flags, words in ((["-lr", "0.1"], "another lr"), (["--attn", "-bs", "64"], "another attn, bs"),
+    for flags, words in ((["-lr", "0.1"], "another lr"), (["--attn", "-bs", "64"], r"another attn \(False, not True\), bs"),
                          (["--seed", "5"], "another seed")):
         with pytest.raises(TellError, match=words):
             train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume", *flags])
