@@ -116,8 +116,8 @@ def interrupted(easy, name="part"):
 
 def test_resume_refuses_another_recipe(easy, tmp_path):
     interrupted(easy)
-    for flags, words in ((["-lr", "0.1"], "another lr"), (["--attn", "-bs", "64"], r"another attn \(False, not True\), bs"),
-                         (["--seed", "5"], "another seed")):
+    for flags, words in ((["-lr", "0.1"], "another lr"), (["--seed", "5"], "another seed"),
+                         (["--attn", "-bs", "64"], r"another attn \(False, not True\), bs")):
         with pytest.raises(TellError, match=words):
             train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "--resume", *flags])
     other = make_tree(tmp_path / "other", seed=9)
