@@ -59,7 +59,8 @@ def test_they_run_in_smoke_mode_without_cifake(tmp_path):
         shutil.copytree(CODE.parent / source, tmp_path / name.lower())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rN", "--nbval-lax", "--nbval-current-env",
-         "-p", "no:cacheprovider", *NOTEBOOKS], cwd=CODE, env=os.environ | {"TELL_SMOKE": "1", "OMP_NUM_THREADS": "1"},
+         "-p", "no:cacheprovider", *NOTEBOOKS],
+        cwd=CODE, env=os.environ | {"TELL_SMOKE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     assert re.search(r"\d+ passed", done.stdout)
