@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cache import copy_rows
 from datasets import ImageSet
 from files import TellError
 
@@ -140,7 +141,7 @@ class Batches:
         # Read once, in the order of the file: shuffled reads through the memory map would fetch
         # each page on its own, which took 10 to 25 s of a first epoch.
         in_file, rows = np.unique(data.rows, return_inverse=True)
-        self.pixels = torch.from_numpy(data.pixels.transpose(0, 2, 3, 1)[in_file]).to(self.device)
+        self.pixels = torch.from_numpy(copy_rows(data.pixels, in_file)).to(self.device)
         self.rows = torch.from_numpy(rows).to(self.device)
         self.labels = torch.from_numpy(data.labels).to(self.device, torch.float32)
         mean, std = (torch.tensor(normalisation[key], device=self.device).view(3, 1, 1)
