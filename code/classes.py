@@ -1,8 +1,8 @@
 """The networks, by name, and the batches they are fed with.
 
 Every network returns logits (batch, columns), columns named by `network.heads`, and carries the
-`normalisation` that its pixels need. Logit > 0 means FAKE. The set of pictures itself, ImageSet, is
-in datasets.py, which therefore works without torch.
+`normalisation` that its pixels need. Logit > 0 means FAKE. The stronger networks stand in
+detectors.py; the set of pictures itself, ImageSet, in datasets.py, which so works without torch.
 """
 from collections.abc import Iterator
 
@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from cache import copy_rows
 from datasets import ImageSet
+from detectors import Backbone, Compact, ResNet18
 from files import TellError
 
+SHIFT = 2  # pixels, at most, of the augmentation "shift"
 BLOCK = 256  # pictures gathered and normalised at once: fewer calls, and still inside the cache
 
 
@@ -82,14 +84,45 @@ class CIFAKE_CNN(nn.Module):
         return self.fc3(F.relu(self.fc2(x)))
 
 
-NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN}
+NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN, "Compact": Compact, "ResNet18": ResNet18, "Backbone": Backbone}
 
 
-def build(name: str, **arguments) -> nn.Module:
+def build(name: str, /, **arguments) -> nn.Module:
     """A new network by its name in NETWORKS; TellError for a name that is not there."""
     if name not in NETWORKS:
         raise TellError(f"no network is called {name!r}; there are {', '.join(NETWORKS)}")
     return NETWORKS[name](**arguments).to(memory_format=torch.channels_last)
+
+
+def training_mode(network: nn.Module) -> None:
+    """Training mode, except for the frozen parts, whose BatchNorm would go on counting."""
+    network.train()
+    for name in getattr(network, "frozen", ()):
+        network.get_submodule(name).eval()
+
+
+def freeze(network: nn.Module, names: list[str]) -> None:
+    """Keep the parts of these names as they are, BatchNorm statistics included."""
+    for name in names:
+        try:
+            network.get_submodule(name).requires_grad_(False)
+        except AttributeError as error:
+            parts = ", ".join(name for name, _ in network.named_modules() if name.count(".") == 1)
+            raise TellError(f"--freeze {name}: no such part; there are: {parts[:400]}") from error
+    network.frozen = tuple(names)
+
+
+def fake_logit(outputs: np.ndarray, heads: dict[str, int]) -> np.ndarray:
+    """The logit of FAKE from a network's outputs, (n, columns) -> (n,).
+
+    A generator head has no column for FAKE: the probabilities of all generators are summed, so the
+    logit is logsumexp(generators) - logit(nature), its column 0.
+    """
+    first = dict(zip(heads, np.cumsum([0, *heads.values()]), strict=False))
+    if "fake" in heads:
+        return outputs[:, first["fake"]]
+    columns = outputs[:, first["generator"]:first["generator"] + heads["generator"]]
+    return np.logaddexp.reduce(columns[:, 1:], axis=1) - columns[:, 0]
 
 
 def parameters(network: nn.Module) -> int:
@@ -121,32 +154,57 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def feed(data, network: nn.Module, batch_size: int, device, seed: int | None = None,
+         augment: tuple[str, ...] = (), part: tuple[int, int] = (0, 1)):
+    """The batches that `network` takes of `data`, an ImageSet (32 pixels) or a natural.PictureSet."""
+    if isinstance(data, ImageSet):
+        return Batches(data, batch_size, network.normalisation, device, seed, tuple(network.heads),
+                       augment, part)
+    from natural import PictureBatches
+    return PictureBatches(data, batch_size, network.size, network.normalisation, device, seed,
+                          tuple(network.heads), augment, part)
+
+
 class Batches:
     """Normalised batches of an image set, on the device.
 
-    Each is (pixels, labels): float32 (b, 3, 32, 32) in channels_last, float32 (b,) with fake = 1.
-    Pixels stay uint8, in the memory of the device, until their batch is made.
+    Each is (pixels, targets): float32 (b, 3, 32, 32) in channels_last, int64 (b, heads), a column each of
+    `heads`: "fake" (fake = 1) and "object" (0..9, -1 unknown). Pixels stay uint8, in the memory of the
+    device, until their batch is made.
 
     Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
     epoch, which depends on seed and epoch only, and no last short batch.
+    augment: "flip" (mirrored, half of them) and "shift" (by up to SHIFT pixels each way, reflected at
+    the edge). part: (i, k), of every batch only each k-th picture from the i-th on, for k processes.
     """
 
+    columns = {"fake": "labels", "object": "objects"}
+
     def __init__(self, data: ImageSet, batch_size: int, normalisation: dict,
-                 device: torch.device | str = "cpu", seed: int | None = None):
+                 device: torch.device | str = "cpu", seed: int | None = None,
+                 heads: tuple[str, ...] = ("fake",), augment: tuple[str, ...] = (),
+                 part: tuple[int, int] = (0, 1)):
         self.batch_size, self.seed, self.n = batch_size, seed, len(data)
-        self.device = torch.device(device)
+        self.device, self.augment, self.part = torch.device(device), augment, part
         if not len(self):
             raise TellError(f"batch size {batch_size} is larger than the {len(data):,} pictures "
                             f"of {data.source}; take a smaller -bs")
+        if batch_size % part[1]:
+            raise TellError(f"batch size {batch_size} cannot be shared by {part[1]} processes; "
+                            "take a multiple as -bs")
+        self.read(data)
+        targets = np.stack([getattr(data, self.columns[head]) for head in heads], axis=1)
+        self.targets = torch.from_numpy(targets.astype(np.int64)).to(self.device)
+        mean, std = (torch.tensor(normalisation[key], device=self.device).view(3, 1, 1)
+                     for key in ("mean", "std"))
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def read(self, data: ImageSet) -> None:
         # Read once, in the order of the file: shuffled reads through the memory map would fetch
         # each page on its own, which took 10 to 25 s of a first epoch.
         in_file, rows = np.unique(data.rows, return_inverse=True)
         self.pixels = torch.from_numpy(copy_rows(data.pixels, in_file)).to(self.device)
         self.rows = torch.from_numpy(rows).to(self.device)
-        self.labels = torch.from_numpy(data.labels).to(self.device, torch.float32)
-        mean, std = (torch.tensor(normalisation[key], device=self.device).view(3, 1, 1)
-                     for key in ("mean", "std"))
-        self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
@@ -157,16 +215,50 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number`."""
-        order = self.order(number)
-        for picked in order.split(max(1, BLOCK // self.batch_size) * self.batch_size):
-            pixels = self.pixels.index_select(0, self.rows[picked]).permute(0, 3, 1, 2)
-            pixels = pixels.to(torch.float32).mul_(self.scale).add_(self.shift)
-            yield from zip(pixels.split(self.batch_size), self.labels[picked].split(self.batch_size),
-                           strict=True)
+        order, moves = self.order(number), self.moves(number)
+        size = self.batch_size // self.part[1]
+        block = max(1, BLOCK // size) * size
+        for i, picked in enumerate(order.split(block)):
+            pixels = self.pixels.index_select(0, self.rows[picked])
+            if moves is not None:
+                pixels = moved(pixels, *(move[i * block:(i + 1) * block] for move in moves))
+            pixels = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
+            yield from zip(pixels.split(size), self.targets[picked].split(size), strict=True)
 
     def order(self, number: int) -> Tensor:
         if self.seed is None:
             return torch.arange(self.n, device=self.device)
         # Stateless, so that a resumed run sees what an uninterrupted one would have seen.
         order = np.random.default_rng([self.seed, number]).permutation(self.n)
-        return torch.from_numpy(order[:len(self) * self.batch_size]).to(self.device)
+        return self.mine(torch.from_numpy(order[:len(self) * self.batch_size]))
+
+    def moves(self, number: int) -> tuple[Tensor, Tensor] | None:
+        """For each picture of the epoch: shift down and right, int64 (n, 2); mirrored or not, bool (n,)."""
+        if not self.augment:
+            return None
+        random = np.random.default_rng([self.seed, number, 1])  # other numbers than the order's
+        n, reach = len(self) * self.batch_size, SHIFT if "shift" in self.augment else 0
+        shift = torch.from_numpy(random.integers(-reach, reach + 1, (n, 2)))
+        flip = torch.from_numpy(random.random(n) < (0.5 if "flip" in self.augment else 0.0))
+        return self.mine(shift), self.mine(flip)
+
+    def mine(self, per_picture: Tensor) -> Tensor:
+        """This process's share of what belongs to the pictures of an epoch."""
+        i, k = self.part
+        shape = per_picture.shape[1:]
+        per_picture = per_picture.view(len(self), self.batch_size, *shape)[:, i::k]
+        return per_picture.reshape(-1, *shape).to(self.device)
+
+
+def moved(pixels: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
+    """Pictures uint8 (b, h, w, 3) shifted by int64 (b, 2) pixels, reflected at the edge, and mirrored."""
+    rows, columns = (reflected(size, offset) for size, offset in zip(pixels.shape[1:3], shift.T, strict=True))
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    return pixels[torch.arange(len(pixels), device=pixels.device)[:, None, None], rows[:, :, None],
+                  columns[:, None, :]]
+
+
+def reflected(size: int, offset: Tensor) -> Tensor:
+    """Indices 0..size-1 moved by each offset (b,), reflected at both ends: (b, size)."""
+    index = (torch.arange(size, device=offset.device) + offset[:, None]).abs()
+    return torch.where(index < size, index, 2 * (size - 1) - index)

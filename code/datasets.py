@@ -81,12 +81,17 @@ class ImageSet:
         return self.take(np.unique(np.linspace(0, len(self) - 1, min(n, len(self))).astype(int)))
 
 
-def load(name: str = "auto") -> ImageSet:
+def load(name: str = "auto", natural: bool = False):
     """Open a data set by name ("cifake", "sample", "auto") or by the path of a folder or archive.
 
-    "auto" is CIFAKE where it is found under the data root, else the built-in sample.
+    "auto" is CIFAKE where it is found under the data root, else the built-in sample. Returns an
+    ImageSet, every picture squashed to 32 pixels; with `natural` a natural.PictureSet, every picture at
+    its own size, except for CIFAKE and the sample, which have 32 pixels anyway.
     """
     known = set_name(name)
+    if natural and known not in ("cifake", "sample"):
+        from natural import open_pictures  # loads torch
+        return open_pictures(name)
     if name in ("auto", "sample", "cifake"):
         path = find_cifake() if known == "cifake" else sample_archive()
         if not path:

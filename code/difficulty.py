@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import train
 from classes import Batches, build
 from datasets import ImageSet, load
+from devices import Device
 from files import Parser, command_line, folder, shown, whole_number, write_csv
+from fitting import Recipe, Run, fit, train_epoch
 from scoring import logits
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 90_000)
@@ -36,7 +37,7 @@ def he_start(network: nn.Module) -> None:
 STARTS = {"default": lambda network: None, "he": he_start}
 
 
-def signal(network: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> list[dict]:
+def signal(network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor) -> list[dict]:
     """For each layer: how far its output varies between pictures, and the size of its gradient.
 
     spread: standard deviation over pictures, averaged over the layer's outputs; relative_step: norm of
@@ -46,7 +47,7 @@ def signal(network: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> li
     hooks = [getattr(network, name).register_forward_hook(
         lambda layer, inputs, output, name=name: outputs.update({name: output.detach()})) for name in LAYERS]
     network.zero_grad()
-    F.binary_cross_entropy_with_logits(network(pixels)[:, 0], labels).backward()
+    F.binary_cross_entropy_with_logits(network(pixels)[:, 0], targets[:, 0].float()).backward()
     for hook in hooks:
         hook.remove()
     rows = []
@@ -64,7 +65,7 @@ def first_epoch(start: str, seed: int, every: int, parts: dict[str, ImageSet]) -
     torch.manual_seed(seed)
     network, val = build("CIFAKE_CNN"), parts["val"].head(TRACED)
     STARTS[start](network)
-    optimizer = train.SGD(network.parameters(), 0.001, 0.9)
+    run = Run(network, Recipe(epochs=1), Device(torch.device("cpu")), {"epoch": 0})
     batches = Batches(parts["train"], 32, network.normalisation, seed=seed)
     probe = next(iter(Batches(val, 512, network.normalisation)))
     at_start = [{"start": start, "seed": seed, **row} for row in signal(network, *probe)]
@@ -80,7 +81,7 @@ def first_epoch(start: str, seed: int, every: int, parts: dict[str, ImageSet]) -
                      "val_accuracy": ((output >= 0) == val.labels).mean()})
         losses.clear()
 
-    train.train_epoch(network, batches, optimizer, 1, "fp32", look)
+    train_epoch(run, batches, 1, [], look)
     return rows, at_start
 
 
@@ -92,7 +93,7 @@ def with_pictures(n: int, seed: int, parts: dict[str, ImageSet]) -> dict:
     chosen = np.random.default_rng([seed, n]).permutation(len(whole))[:n]
     repeated = whole.take(np.resize(chosen, len(whole)))
     network = build("CIFAKE_CNN")
-    state = train.fit(network, repeated, parts["val"], epochs=10, seed=seed)
+    state = fit(network, repeated, parts["val"], Recipe(epochs=10), seed=seed)
     return {"pictures": min(n, len(whole)), "seed": seed, **state["best"]["row"]}
 
 

@@ -13,8 +13,8 @@ from pandas import DataFrame
 from cache import OBJECTS
 from datasets import SPLITS, ImageSet, set_name
 from files import Parser, TellError, atomic, command_line, folder, read_csv, shown
+from fitting import merit
 from scoring import average_precision, read_scores, roc_auc, sigmoid
-from train import merit
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print.
 REAL, FAKE, LINE = "#0072B2", "#D55E00", "#333333"

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from classes import Batches
-from datasets import ImageSet
+from classes import fake_logit, feed
 from files import TellError, read_csv
 
 BATCH_SIZE = 125  # divides CIFAKE's splits: a short last batch costs its own set-up
@@ -19,17 +18,43 @@ Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 # --- pictures -> scores ------------------------------------------------------------------------
 
 @torch.inference_mode()
-def logits(network: nn.Module, data: ImageSet, device: torch.device | str = "cpu",
-           precision: str = "fp32") -> np.ndarray:
-    """The "fake" logit of every picture, float32 (n,), in the order of `data`."""
+def outputs(network: nn.Module, data, device: torch.device | str = "cpu",
+            precision: str = "fp32") -> np.ndarray:
+    """All logits of every picture, float32 (n, columns), in the order of `data`.
+
+    Where the network says `mirror`, the mean of those of the picture and of its mirror image.
+    """
     device = torch.device(device)
     was_training = network.training
     network.to(device).eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        batches = Batches(data, BATCH_SIZE, network.normalisation, device)
-        output = torch.cat([network(pixels)[:, 0].float() for pixels, _ in batches])
+        found = [views(network, pixels) for pixels, _ in feed(data, network, BATCH_SIZE, device)]
     network.train(was_training)
-    return output.cpu().numpy()
+    return torch.cat(found).cpu().numpy()
+
+
+def views(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    logits = network(pixels).float()
+    return (logits + network(pixels.flip(3)).float()) / 2 if getattr(network, "mirror", False) else logits
+
+
+def logits(network: nn.Module, data, device: torch.device | str = "cpu",
+           precision: str = "fp32") -> np.ndarray:
+    """The logit of FAKE of every picture, float32 (n,), in the order of `data`."""
+    return fake_logit(outputs(network, data, device, precision), network.heads)
+
+
+def head_accuracies(outputs: np.ndarray, data, heads: dict[str, int]) -> dict[str, float]:
+    """{"object_accuracy": ...}: of each head beside "fake", over the pictures whose class is known."""
+    rows, first = {}, 0
+    for head, width in heads.items():
+        columns, first = outputs[:, first:first + width], first + width
+        if head == "fake":
+            continue
+        wanted = getattr(data, f"{head}s")
+        known = wanted >= 0
+        rows[f"{head}_accuracy"] = ratio(float((columns.argmax(1) == wanted)[known].sum()), int(known.sum()))
+    return rows
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -37,7 +62,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
-def predict(network: nn.Module, data: ImageSet, device: torch.device | str = "cpu") -> np.ndarray:
+def predict(network: nn.Module, data, device: torch.device | str = "cpu") -> np.ndarray:
     """P(fake) of every picture, float64 (n,), in the order of `data`."""
     return sigmoid(logits(network, data, device))
 

@@ -4,35 +4,40 @@
     python code/test.py -mf base_model --data MY_FOLDER     real/ and fake/ pictures of your own
     python code/test.py -mf 'base_model-s*'                 several runs, mean and deviation
     python code/test.py -mf base_model -thr 0.3             another threshold than the checkpoint's
+    python code/test.py -mf NAME --data GENIMAGE --leave-out glide      on a generator that it never saw
 
 Writes one row a picture to paper/results/scores-NAME-DATA-SPLIT.csv and one row of numbers to
 metrics-NAME-DATA-SPLIT.csv beside it (with -thr: metrics-NAME-DATA-SPLIT-thrX.csv).
 """
 import glob
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 import checkpoints
 from cache import OBJECTS
-from classes import pick_device
+from classes import fake_logit, pick_device
 from datasets import SPLITS, ImageSet, banner, load
 from files import Parser, TellError, atomic, command_line, folder, number_between, shown, write_csv
-from scoring import logits, score, sigmoid
+from scoring import head_accuracies, outputs, score, sigmoid
 from scoring import predict as predict  # offered here as well
 
 
-def evaluate(name: str, data: ImageSet, split: str, threshold: float | None, device) -> dict:
+def evaluate(name: str, args, device) -> dict:
     """Score one checkpoint, write its two files and print its table; returns the row of numbers."""
     network, facts = checkpoints.load(name, device)
-    output = logits(network, data, device)
+    data, split, threshold = pictures(args, network, facts), args.split, args.thr
+    found = outputs(network, data, device)
+    output = fake_logit(found, network.heads)
     source = "-thr" if threshold is not None else facts["threshold_source"]
     numbers = score(data.labels, sigmoid(output), facts["threshold"] if threshold is None else threshold)
     model = checkpoints.model_name(name)
     row = {"model": model, "data": data.name, "split": split, "fingerprint": data.fingerprint, **numbers,
-           "threshold_source": source, "trained_on": facts["data"], "seed": facts["seed"],
+           **head_accuracies(found, data, network.heads), "threshold_source": source,
+           "trained_on": facts["data"], "seed": facts["seed"],
            **{key: value for key, value in checkpoints.surroundings().items() if key != "versions"}}
-    stem = f"{model}-{data.name}-{split}"
+    stem = f"{model}-{data.name}-{split}" + (f"-{args.leave_out}" if args.leave_out else "")
     scores_path = folder("results") / f"scores-{stem}.csv"
     # Numbers at a threshold of the user's do not replace those at the checkpoint's own.
     mark = "" if threshold is None else f"-thr{threshold:g}"
@@ -46,9 +51,33 @@ def evaluate(name: str, data: ImageSet, split: str, threshold: float | None, dev
     return row
 
 
-def write_scores(path: Path, data: ImageSet, output: np.ndarray) -> None:
+def pictures(args, network, facts: dict):
+    """The pictures that --data, --split, --group and --leave-out ask for, as `network` takes them."""
+    whole = opened(args.data, hasattr(network, "size"))
+    if isinstance(whole, ImageSet):
+        if args.leave_out or args.group:
+            raise TellError(f"{args.data}: --leave-out and --group are for pictures at natural size")
+        return whole.split(args.split)
+    from natural import leave_out, with_split
+    seen = facts.get("fingerprint") == whole.fingerprint  # then only its held part is a fair test
+    group = args.group or (facts["recipe"]["group"] if seen else None)
+    if group and not (whole.splits == "train").any():
+        whole = with_split(whole, seed=0, group=group)
+    return (leave_out(whole, args.leave_out)[1] if args.leave_out else whole).split(args.split)
+
+
+@cache
+def opened(name: str, natural: bool):
+    """A set of pictures, opened and announced once for all checkpoints."""
+    whole = load(name, natural)
+    banner(whole)
+    return whole
+
+
+def write_scores(path: Path, data, output: np.ndarray) -> None:
     """One row a picture; logit to the last bit of float32, score for reading."""
-    objects = [*OBJECTS, ""]  # -1, unknown, is the last
+    names = OBJECTS if isinstance(data, ImageSet) else range(1000)  # of ImageNet
+    objects = [*names, ""]  # -1, unknown, is the last
     rows = zip(data.paths.tolist(), data.labels.tolist(), data.objects.tolist(), output.tolist(),
                sigmoid(output).tolist(), strict=True)
     lines = (f'"{p.replace(chr(34), chr(34) * 2)}",{y},{objects[o]},{z:.9g},{s:.6f}\n'
@@ -74,6 +103,9 @@ def print_table(row: dict, facts: dict) -> None:
           f"{row['average_precision']:.4f}")
     print(f"FAKE pictures      {row['fake_as_fake']:,} called FAKE, {row['fake_as_real']:,} called REAL")
     print(f"REAL pictures      {row['real_as_fake']:,} called FAKE, {row['real_as_real']:,} called REAL")
+    for head in ("object", "generator"):
+        if f"{head}_accuracy" in row:
+            print(f"{head} class".ljust(18) + f" {row[f'{head}_accuracy']:7.2%} right")
     print(f"threshold           {row['threshold']:.4f}   ({row['threshold_source']}); "
           f"at 0.5 the accuracy is {row['accuracy_at_half']:.2%}")
 
@@ -105,6 +137,9 @@ def parser() -> Parser:
     add("--data", default="auto", metavar="SET",
         help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
+    add("--group", choices=["content", "set"],
+        help="split a folder without train/ as train.py does, and score its held part only")
+    add("--leave-out", metavar="GENERATOR", help="this generator's pictures, and the real ones of the test part")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return flags
 
@@ -112,10 +147,8 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
     names, device = expand(args.mf), pick_device(args.device)
-    whole = load(args.data)
-    banner(whole)
-    data = whole.split(args.split)
-    rows = [evaluate(name, data, args.split, args.thr, device) for name in names]
+    opened.cache_clear()  # the files may have changed since an earlier call
+    rows = [evaluate(name, args, device) for name in names]
     if len(rows) > 1:
         print_mean(rows)
     return {"models": rows}

@@ -1,27 +1,31 @@
 """Train a network; the epoch and the threshold of highest validation accuracy are kept.
 
-    python code/train.py -ep 10 -mf base_model            the course project's network
-    python code/train.py -ep 10 -mf attn_model --attn     with style-based attention
-    python code/train.py -ep 10 -mf base_model --seeds 10 ten runs, one a core, mean and deviation
-    python code/train.py -ep 10 -mf base_model --resume   go on where a killed run stopped
+    python code/train.py -ep 10 -mf base_model                   the course project's network
+    python code/train.py -ep 10 -mf attn_model --attn            with style-based attention
+    python code/train.py -ep 10 -mf base_model --seeds 10        ten runs, one a core, mean and deviation
+    python code/train.py -ep 10 -mf base_model --resume          go on where a killed run stopped
+    python code/train.py --model Compact -mf compact_model       our strongest network for 32 pixels
+    python code/train.py --model Compact --recipe fast -mf fast  97 % in minutes
+    python code/train.py --model ResNet18 --objects -mf dual     verdict and object class at once
+    python code/train.py --model efficientnet_b0 --from-scratch --size 64 -mf effnet     any network of timm
+    python code/train.py --from effnet --data FOLDER -mf tuned   fine-tune on real/ and fake/ pictures
+    torchrun --nproc_per_node 8 code/train.py --model Compact -mf compact_model          eight GPUs
 
 Measured on CIFAKE's 90,000 training pictures: paper/results/ (accuracy) and bench.csv (time).
 """
 import os
-import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import joblib
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.optim.sgd import sgd
-from tqdm import tqdm
 
 import checkpoints
-from classes import NETWORKS, Batches, build, parameters, pick_device
-from datasets import ImageSet, banner, describe, load
+from cache import OBJECTS
+from classes import NETWORKS, build, freeze, parameters
+from datasets import ImageSet, banner, describe, load, set_name
+from devices import open_device
 from files import (
     Parser,
     TellError,
@@ -33,157 +37,116 @@ from files import (
     whole_number,
     write_csv,
 )
-from scoring import choose_threshold, logits, sigmoid
+from fitting import Recipe, fit
 
 SMOKE_PICTURES = 640
-RECIPE = ("model", "attn", "bs", "lr", "momentum", "precision", "smoke")
-
-
-def fit(network: nn.Module, train: ImageSet, val: ImageSet, *, epochs: int, batch_size: int = 32,
-        lr: float = 0.001, momentum: float = 0.9, seed: int = 0, device: torch.device | str = "cpu",
-        precision: str = "fp32", state: dict | None = None, after_epoch=None) -> dict:
-    """Train `network` by SGD on binary cross-entropy of its "fake" logit.
-
-    state: what `after_epoch(state)` got after the last finished epoch, to go on from there; the
-    result is then the same, bit for bit on one machine, as without the interruption.
-    Returns the last state: {"epoch", "weights", "buffers", "history", "best": {"row", "weights"}},
-    where "best" is the epoch of highest validation accuracy at its own best threshold, whose weights
-    `network` then holds. Raises TellError when the loss is no longer finite.
-    """
-    network.to(device)
-    optimizer = SGD(network.parameters(), lr, momentum)
-    state = state or {"epoch": 0, "history": [], "best": None}
-    if state["epoch"]:
-        network.load_state_dict(state["weights"])
-        optimizer.buffers = [buffer.to(device) for buffer in state["buffers"]]
-    batches = Batches(train, batch_size, network.normalisation, device, seed=seed)
-    for epoch in range(state["epoch"] + 1, epochs + 1):
-        start = time.perf_counter()
-        train_loss = train_epoch(network, batches, optimizer, epoch, precision)
-        row = {"epoch": epoch, "train_loss": train_loss, **validate(network, val, device, precision),
-               "seconds": time.perf_counter() - start}
-        state = {"epoch": epoch, "weights": copy(network.state_dict()),
-                 "buffers": [buffer.clone() for buffer in optimizer.buffers],
-                 "history": [*state["history"], row],
-                 "best": better(state["best"], row, network)}
-        if after_epoch:
-            after_epoch(state)
-    network.load_state_dict(state["best"]["weights"])
-    return state
-
-
-class SGD:
-    """Gradient descent with momentum: torch.optim.SGD's fused kernel, hence its bits, without its class.
-
-    That class imports torch.compile when it takes its first step, which nothing here uses: 3.7 s a
-    process, the time of an epoch. `buffers` is its whole state, one tensor a parameter.
-    """
-
-    def __init__(self, parameters, lr: float, momentum: float):
-        self.parameters, self.lr, self.momentum = list(parameters), lr, momentum
-        self.buffers = [torch.zeros_like(parameter) for parameter in self.parameters]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Use up the gradients."""
-        gradients = [parameter.grad for parameter in self.parameters]
-        sgd(self.parameters, gradients, self.buffers, fused=True, weight_decay=0, momentum=self.momentum,
-            lr=self.lr, dampening=0, nesterov=False, maximize=False)
-        for parameter in self.parameters:
-            parameter.grad = None
-
-
-def train_epoch(network: nn.Module, batches: Batches, optimizer: SGD,
-                epoch: int, precision: str, after_step=None) -> float:
-    """One pass over the batches, after_step(step, loss) after each; returns the mean loss a picture."""
-    network.train()
-    total = torch.zeros((), device=batches.device)
-    with tqdm(batches.epoch(epoch), f"epoch {epoch}", len(batches), leave=False, disable=None,
-              unit=" batches", mininterval=0.5) as bar:
-        for step, (pixels, labels) in enumerate(bar):
-            with torch.autocast(batches.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = network(pixels)[:, 0]
-            loss = F.binary_cross_entropy_with_logits(output.float(), labels)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-            if after_step:
-                after_step(step + 1, loss.item())
-            if step % 200 == 199 and not bar.disable:
-                bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}", refresh=False)
-    mean = total.item() / len(batches)
-    if not np.isfinite(mean):
-        raise TellError(f"the loss is no longer finite in epoch {epoch}; take a smaller -lr")
-    return mean
-
-
-def validate(network: nn.Module, val: ImageSet, device, precision: str) -> dict[str, float]:
-    """Validation loss, accuracy at P(fake) = 0.5, and the best threshold with its accuracy.
-
-    At a constant learning rate the last layer's bias swings from epoch to epoch, which moves the
-    accuracy at 0.5 by more than an epoch of learning does; the best threshold takes that out.
-    """
-    output = logits(network, val, device, precision)
-    loss = np.logaddexp(0, output) - output * val.labels
-    threshold, accuracy = choose_threshold(val.labels, sigmoid(output))
-    return {"val_loss": float(loss.mean()), "val_accuracy": float(((output >= 0) == val.labels).mean()),
-            "threshold": threshold, "val_accuracy_at_threshold": accuracy}
-
-
-def copy(weights: dict) -> dict:
-    return {key: value.detach().clone() for key, value in weights.items()}
-
-
-def merit(row: dict) -> tuple[float, float]:
-    """What an epoch is kept for: accuracy at the best threshold; of equals, the lower loss."""
-    return float(row["val_accuracy_at_threshold"]), -float(row["val_loss"])
-
-
-def better(best: dict | None, row: dict, network: nn.Module) -> dict:
-    if best and merit(row) <= merit(best["row"]):
-        return best
-    return {"row": row, "weights": copy(network.state_dict())}
+STRONG = Recipe(epochs=16, batch_size=256, lr=0.4, nesterov=True, weight_decay=5e-4, schedule="one-cycle",
+                label_smoothing=0.1, augment=("flip", "shift"), precision="bf16")
+RECIPES = {
+    "course": Recipe(),
+    "strong": STRONG,
+    "fast": replace(STRONG, epochs=4),
+    "finetune": Recipe(epochs=30, batch_size=32, lr=0.01, nesterov=True, weight_decay=1e-4,
+                       schedule="plateau", augment=("crops",)),
+}
+RECIPE_OF = {"CIFAKE_CNN": "course"}
+FLAGS = {"epochs": "ep", "batch_size": "bs", "architecture": "model", "start": "from"}
 
 
 # --- one run from the command line -------------------------------------------------------------
 
-def run(args, data: dict[str, ImageSet], seed: int, name: str | None, say=print) -> dict:
+def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
     """Train once as `args` say; save under `name` unless it is None. Returns what was reached."""
-    device = pick_device(args.device)
+    recipe, device = recipe_of(args), open_device(args.device, recipe_of(args).precision)
     torch.manual_seed(seed)
-    network = build(args.model, attn=args.attn)
-    # Threads and device belong to it: with others the last bits differ.
-    recipe = {key: getattr(args, key) for key in RECIPE} | {
-        "seed": seed, "data": data["train"].fingerprint, "threads": torch.get_num_threads(),
-        "device": device.type}
+    network, made_by = network_of(args)
+    facts = made_by | asdict(recipe) | {
+        "group": args.group, "leave_out": args.leave_out, "smoke": args.smoke, "seed": seed,
+        "data": data["train"].fingerprint,
+        # Threads, device and processes belong to it: with others the last bits differ.
+        "threads": torch.get_num_threads(), "device": device.device.type, "processes": device.world}
     unfinished = unfinished_run(name) if name else None
-    reached = finished_run(name, recipe, args.ep) if args.resume else None
+    reached = finished_run(name, facts) if args.resume else None
     if reached:
         say(f"{shown(checkpoints.path_of(name))} is finished already")
         return reached
-    if unfinished and not args.resume:
+    if unfinished and not args.resume and not device.rank:
         remove(unfinished)
-    state = unfinished_state(unfinished, recipe, args.ep) if args.resume else None
+    state = unfinished_state(unfinished, facts) if args.resume else None
     if state:
         say(f"resuming after epoch {state['epoch']}")
 
     def after_epoch(state: dict) -> None:
+        if device.rank:
+            return
         if unfinished:
-            checkpoints.write(unfinished, {"recipe": recipe, "state": state})
-        say(epoch_line(state["history"][-1], args.ep))
+            checkpoints.write(unfinished, {"recipe": facts, "state": state})
+        say(epoch_line(state["history"][-1], recipe.epochs))
 
-    state = fit(network, data["train"], data["val"], epochs=args.ep, batch_size=args.bs, lr=args.lr,
-                momentum=args.momentum, seed=seed, device=device, precision=args.precision,
-                state=state, after_epoch=after_epoch)
+    state = fit(network, data["train"], data["val"], recipe, seed=seed, device=device, state=state,
+                after_epoch=after_epoch)
     reached = {"seed": seed, **state["best"]["row"],
                "seconds": sum(row["seconds"] for row in state["history"])}
-    if name:
-        save(name, network, args, data, state, reached, recipe)
+    if name and not device.rank:
+        save(name, network, facts, data, state, reached)
         remove(unfinished)
     return reached
 
 
-def parts_of(data: ImageSet, smoke: bool) -> dict[str, ImageSet]:
+def recipe_of(args) -> Recipe:
+    """The named recipe with what the flags change of it."""
+    given = {"epochs": args.ep, "batch_size": args.bs, "lr": args.lr, "momentum": args.momentum,
+             "precision": args.precision}
+    named = RECIPES[args.recipe or ("finetune" if args.start else RECIPE_OF.get(args.model, "strong"))]
+    return replace(named, **{key: value for key, value in given.items() if value is not None})
+
+
+def network_of(args) -> tuple[torch.nn.Module, dict]:
+    """A new network, or the one of --from; and what makes it again."""
+    if args.start:
+        network, content = checkpoints.load(args.start)
+        made_by = {key: content[key] for key in ("architecture", "arguments")}
+    else:
+        made_by = dict(zip(("architecture", "arguments"), architecture_of(args), strict=True))
+        start = {} if args.model in NETWORKS else {"weights": None if args.from_scratch else args.weights}
+        network = build(made_by["architecture"], **made_by["arguments"], **start)
+    freeze(network, args.freeze)
+    return network, made_by | {"start": args.start, "freeze": args.freeze}
+
+
+def architecture_of(args) -> tuple[str, dict]:
+    """Name and arguments of a network for classes.build."""
+    if args.model == "CIFAKE_CNN":
+        return args.model, {"attn": args.attn}
+    if args.model in NETWORKS:
+        return args.model, {"objects": len(OBJECTS) if "object" in args.heads else 0}
+    small = set_name(args.data) in ("cifake", "sample")
+    sizes = {"fake": 1, "object": len(OBJECTS) if small else 1000, "generator": 9}
+    heads = {head: sizes[head] for head in args.heads}
+    return "Backbone", {"name": args.model, "size": args.size, "heads": heads}
+
+
+def open_data(args, network: torch.nn.Module):
+    """The set of --data as `network` takes it: at 32 pixels, or at natural size."""
+    data = load(args.data, natural=hasattr(network, "size"))
+    if isinstance(data, ImageSet):
+        if args.leave_out:
+            raise TellError(f"{args.data}: --leave-out needs pictures of several generators at natural size")
+        return data
+    from natural import leave_out, with_split
+    if not (data.splits == "train").any():
+        data = with_split(data, seed=0, group=args.group)
+    return leave_out(data, args.leave_out)[0] if args.leave_out else data
+
+
+def label(made_by: dict, heads: dict[str, int]) -> str:
+    """What a network is called in a line."""
+    name = made_by["arguments"].get("name", made_by["architecture"])
+    attention = " with attention" if made_by["arguments"].get("attn") else ""
+    return name + attention + (f" with heads {', '.join(heads)}" if len(heads) > 1 else "")
+
+
+def parts_of(data, smoke: bool) -> dict:
     """The training and validation parts; a few hundred pictures of each in a smoke run."""
     parts = {split: data.split(split) for split in ("train", "val")}
     for part in parts.values():
@@ -197,31 +160,34 @@ def unfinished_run(name: str) -> Path:
     return checkpoints.path_of(name).with_suffix(".resume")
 
 
-def finished_run(name: str, recipe: dict, epochs: int) -> dict | None:
-    """What a finished run of this very recipe reached; None where it is unfinished or not begun."""
+def finished_run(name: str, facts: dict) -> dict | None:
+    """What a finished run of these very facts reached; None where it is unfinished or not begun."""
     path = checkpoints.path_of(name)
     if unfinished_run(name).exists() or not path.exists():
         return None
     content = checkpoints.read(path)
-    require_same(path, recipe | {"epochs": epochs},
-                 {**content.get("recipe", {}), "epochs": content.get("epochs")})
+    require_same(path, facts, content.get("recipe", {}))
     return content["metrics"]
 
 
-def unfinished_state(path: Path, recipe: dict, epochs: int) -> dict | None:
-    """The state after the last finished epoch of a run of this very recipe; None if not begun."""
+def unfinished_state(path: Path, facts: dict) -> dict | None:
+    """The state after the last finished epoch of a run of these very facts; None if not begun."""
     if not path.exists():
         return None
     content = checkpoints.read(path)
-    require_same(path, recipe, content.get("recipe", {}))
-    if content["state"]["epoch"] > epochs:
+    theirs = content.get("recipe", {})
+    # A constant learning rate does not know how many epochs there will be: more may follow.
+    if facts["schedule"] == "constant":
+        theirs = theirs | {"epochs": facts["epochs"]}
+    require_same(path, facts, theirs)
+    if content["state"]["epoch"] > facts["epochs"]:
         raise TellError(f"{path}: that run has {content['state']['epoch']} epochs already; "
-                        f"-ep {epochs} is too few")
+                        f"-ep {facts['epochs']} is too few")
     return content["state"]
 
 
-def require_same(path: Path, recipe: dict, theirs: dict) -> None:
-    changed = [f"{key} ({theirs.get(key)}, not {value})" for key, value in recipe.items()
+def require_same(path: Path, facts: dict, theirs: dict) -> None:
+    changed = [f"{FLAGS.get(key, key)} ({theirs.get(key)}, not {value})" for key, value in facts.items()
                if theirs.get(key) != value]
     if changed:
         raise TellError(f"{path}: that run had another {', '.join(changed)}; give the same flags, data and "
@@ -229,21 +195,23 @@ def require_same(path: Path, recipe: dict, theirs: dict) -> None:
 
 
 def epoch_line(row: dict, epochs: int) -> str:
+    heads = "".join(f", {head} {row[key]:.2%}" for head in ("object", "generator")
+                    if (key := f"val_{head}_accuracy") in row)
     return (f"epoch {row['epoch']:>2}/{epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:.2%} at 0.5, "
-            f"{row['val_accuracy_at_threshold']:.2%} at {row['threshold']:.3f}  {row['seconds']:.1f} s")
+            f"{row['val_accuracy_at_threshold']:.2%} at {row['threshold']:.3f}{heads}  "
+            f"{row['seconds']:.1f} s")
 
 
-def save(name: str, network: nn.Module, args, data: dict, state: dict, reached: dict,
-         recipe: dict) -> None:
+def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: dict, reached: dict) -> None:
     val = data["val"]
     path = checkpoints.path_of(name)
     checkpoints.write(path, checkpoints.pack(
-        network, args.model, {"attn": args.attn}, threshold=reached["threshold"],
+        network, facts["architecture"], facts["arguments"], threshold=reached["threshold"],
         threshold_source=f"highest accuracy on {len(val):,} validation pictures of {val.name}",
         data=val.name, fingerprint=val.fingerprint,
-        pictures={split: len(part) for split, part in data.items()}, smoke=args.smoke,
-        seed=reached["seed"], recipe=recipe, epochs=args.ep, metrics=reached,
+        pictures={split: len(part) for split, part in data.items()}, smoke=facts["smoke"],
+        seed=reached["seed"], recipe=facts, epochs=facts["epochs"], metrics=reached,
         history=state["history"], **checkpoints.surroundings()))
     history = folder("results") / f"history-{name}.csv"
     write_csv(history, state["history"])
@@ -276,7 +244,7 @@ def run_one_seed(args, seed: int, settings: dict[str, str]) -> dict:
             raise SystemExit("the run of several seeds was killed")  # else this process would go on alone
         print(f"seed {seed}: {line}", flush=True)
 
-    return run(args, parts_of(load(args.data), args.smoke), seed, name, say)
+    return run(args, parts_of(open_data(args, network_of(args)[0]), args.smoke), seed, name, say)
 
 
 def print_seeds(results: list[dict]) -> None:
@@ -292,20 +260,31 @@ def print_seeds(results: list[dict]) -> None:
 def parser() -> Parser:
     flags = Parser(description=__doc__)
     add = flags.add_argument
-    add("-bs", "--batch_size", dest="bs", type=whole_number(1), default=32, help="batch size (32)")
-    add("-ep", "--epochs", dest="ep", type=whole_number(1), default=5, help="epochs (5)")
+    add("-bs", "--batch_size", dest="bs", type=whole_number(1), help="batch size (32; strong: 256)")
+    add("-ep", "--epochs", dest="ep", type=whole_number(1), help="epochs (5; strong: 16)")
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth; without it nothing is saved")
-    add("--model", choices=list(NETWORKS), default="CIFAKE_CNN", help="network (CIFAKE_CNN)")
-    add("--attn", action="store_true", help="with the SRM attention layer")
-    add("-lr", type=number_between(1e-8, 10), default=0.001, help="learning rate (0.001)")
-    add("--momentum", type=number_between(0, 0.9999), default=0.9, help="momentum of SGD (0.9)")
+    add("--model", default="CIFAKE_CNN", help="CIFAKE_CNN (default), Compact, ResNet18, or a name of timm")
+    add("--attn", action="store_true", help="CIFAKE_CNN with the SRM attention layer")
+    add("--heads", nargs="+", choices=["fake", "object", "generator"], default=["fake"],
+        help="what the network answers (fake)")
+    add("--recipe", choices=list(RECIPES), help="course for CIFAKE_CNN, finetune with --from, else strong")
+    add("-lr", type=number_between(1e-8, 10), help="learning rate (0.001; strong: 0.4 at its peak)")
+    add("--momentum", type=number_between(0, 0.9999), help="momentum of SGD (0.9)")
+    add("--from", dest="start", metavar="NAME", help="go on from the weights of this checkpoint")
+    add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
+    add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
+    add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
+    add("--size", type=whole_number(32, 1024), default=224, help="side in pixels for a network of timm (224)")
     add("--data", default="auto", metavar="SET",
         help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
+    add("--group", choices=["content", "set"], default="content",
+        help="what stays on one side when a folder without train/ is split: equal files, or its sets")
+    add("--leave-out", metavar="GENERATOR", help="train without this generator's pictures")
     add("--seed", type=whole_number(0), default=0, help="of weights and order (0)")
     add("--seeds", type=whole_number(1), metavar="N", help="N runs, seeds --seed, --seed + 1, ...")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast (fp32)")
+    add("--precision", choices=["fp32", "bf16"], help="bf16: autocast (fp32; strong: bf16)")
     add("--resume", action="store_true", help="go on with the unfinished run of this -mf")
     add("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures only: does it run?")
     return flags
@@ -318,8 +297,12 @@ def check(args) -> None:
     if args.resume and not args.seeds and not unfinished_run(args.mf).exists() \
             and not checkpoints.path_of(args.mf).exists():
         raise TellError(f"{unfinished_run(args.mf)}: there is no run to resume; start it without --resume")
-    if args.attn and args.bs < 2:
+    if args.attn and args.bs == 1:
         raise TellError("--attn needs -bs 2 or more: its BatchNorm has no spread over one picture")
+    if args.attn and args.model != "CIFAKE_CNN":
+        raise TellError(f"--attn is a layer of CIFAKE_CNN; {args.model} has none")
+    if args.model in NETWORKS and "fake" not in args.heads:
+        raise TellError(f"{args.model} needs the head fake; without it: a network of timm")
 
 
 def warn_about_saving(args) -> None:
@@ -336,12 +319,12 @@ def warn_about_saving(args) -> None:
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
     check(args)
-    data = load(args.data)
+    network, made_by = network_of(args)
+    data = open_data(args, network)
     banner(data)
     print(", ".join(f"{key} {count:,}" for key, count in describe(data).items()))
     warn_about_saving(args)
-    print(f"{args.model}{' with attention' if args.attn else ''}: "
-          f"{parameters(build(args.model, attn=args.attn)):,} parameters, {checkpoints.machine()}")
+    print(f"{label(made_by, network.heads)}: {parameters(network):,} parameters, {checkpoints.machine()}")
     parts = parts_of(data, args.smoke)
     if args.seeds:
         results = run_seeds(args)
