@@ -227,7 +227,7 @@ def report_unreadable(data: ImageSet) -> None:
     for path, reason in data.unreadable:
         print(f"unreadable: {path if path.isprintable() else ascii(path)}: {reason}")
     if data.unreadable:
-        print(f"{len(data.unreadable):,} of {len(data.unreadable) + len(data.pixels):,} "
+        print(f"{len(data.unreadable):,} of {len(data.unreadable) + len(data):,} "
               f"files of {shown(data.source)} could not be read")
     converted = Counter(re.sub(r"\d+", "N", note) for note in data.notes.tolist() if note)
     for note, count in sorted(converted.items()):

@@ -11,7 +11,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from files import TellError
@@ -47,11 +47,12 @@ def ending(path: Path) -> str:
     return found
 
 
-def files_of(path: Path) -> Iterator[tuple[str, bytes | str]]:
-    """Yield (canonical path, bytes or the path to read them from) for each file of a data set."""
+def files_of(path: Path, named: Callable[[tuple[str, ...]], str | None] = canonical
+             ) -> Iterator[tuple[str, bytes | str]]:
+    """Yield (named(its path's parts), bytes or the path to read them from) for each file that gets a name."""
     if path.is_dir():
-        return folder_files(path)
-    return zip_files(path) if ending(path) == ".zip" else tar_files(path)
+        return folder_files(path, named)
+    return zip_files(path, named) if ending(path) == ".zip" else tar_files(path, named)
 
 
 def entries_of(folder: str) -> list[os.DirEntry]:
@@ -79,9 +80,9 @@ def walk(root: str, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
             yield (*parts, entry.name), entry
 
 
-def folder_files(root: Path) -> Iterator[tuple[str, str]]:
+def folder_files(root: Path, named: Callable) -> Iterator[tuple[str, str]]:
     for parts, entry in walk(os.fspath(root), rooted(root)):
-        name = canonical(parts)
+        name = named(parts)
         if name:
             yield name, entry.path
 
@@ -91,11 +92,11 @@ def rooted(root: Path) -> tuple[str, ...]:
     return (root.name,) if root.name.casefold() in SPLITS else ()
 
 
-def zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
+def zip_files(path: Path, named: Callable = canonical) -> Iterator[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                name = None if member.is_dir() else canonical(tuple(member.filename.split("/")))
+                name = None if member.is_dir() else named(tuple(member.filename.split("/")))
                 if name:
                     yield name, archive.read(member)
     except (zipfile.BadZipFile, *DAMAGE, NotImplementedError, RuntimeError) as error:
@@ -119,12 +120,12 @@ class Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"no end mark: {error}") from error
 
 
-def tar_files(path: Path) -> Iterator[tuple[str, bytes]]:
+def tar_files(path: Path, named: Callable = canonical) -> Iterator[tuple[str, bytes]]:
     try:
         with OPENERS[ending(path)](path, "rb") as raw:
             with tarfile.open(fileobj=raw, mode="r|", tarinfo=Header) as archive:
                 for member in archive:
-                    name = canonical(tuple(member.name.split("/"))) if member.isfile() else None
+                    name = named(tuple(member.name.split("/"))) if member.isfile() else None
                     if name:
                         yield name, archive.extractfile(member).read()
             while raw.read(1 << 20):  # to the end, where gzip and xz keep their checksums

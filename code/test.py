@@ -139,7 +139,8 @@ def parser() -> Parser:
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--group", choices=["content", "set"],
         help="split a folder without train/ as train.py does, and score its held part only")
-    add("--leave-out", metavar="GENERATOR", help="this generator's pictures, and the real ones of the test part")
+    add("--leave-out", metavar="GENERATOR",
+        help="this generator's pictures, and the real ones of the test part")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return flags
 

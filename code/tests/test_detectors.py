@@ -103,16 +103,17 @@ def test_pretrained_weights_from_a_file_and_from_nowhere(tmp_path, monkeypatch):
     torch.manual_seed(0)
     theirs = timm.create_model("resnet18", num_classes=1000)
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
-    network = build("Backbone", name="resnet18", heads={"fake": 1}, size=64, weights=str(tmp_path / "resnet18.pth"))
+    resnet = {"name": "resnet18", "heads": {"fake": 1}, "size": 64}
+    network = build("Backbone", **resnet, weights=str(tmp_path / "resnet18.pth"))
     assert torch.equal(network.body.conv1.weight, theirs.conv1.weight)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(TellError, match="resnet18: no pretrained weights from .*--weights FILE, or --from-scratch"):
-        (tmp_path / "bad.pth").write_bytes(b"no weights")
-        build("Backbone", name="resnet18", heads={"fake": 1}, size=64, weights=str(tmp_path / "bad.pth"))
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(TellError, match="no pretrained weights from .*--weights FILE, or --from-scratch"):
+        build("Backbone", **resnet, weights=str(tmp_path / "bad.pth"))
     with pytest.raises(TellError, match="--weights nowhere.pth: no such file"):
-        build("Backbone", name="resnet18", heads={"fake": 1}, size=64, weights="nowhere.pth")
+        build("Backbone", **resnet, weights="nowhere.pth")
     with pytest.raises(TellError, match="no network is called 'resnet1888'; those of timm"):
-        build("Backbone", name="resnet1888", heads={"fake": 1}, size=64)
+        build("Backbone", **resnet | {"name": "resnet1888"})
 
 
 def test_batches_name_the_object_and_move_pictures(data):

@@ -12,7 +12,8 @@ ROOT = CODE.parent
 MODULES = sorted([*CODE.glob("*.py"), *CODE.glob("tests/*.py")])
 NOTEBOOKS = sorted(CODE.glob("*.ipynb"))
 OWN = {path.stem for path in MODULES}
-PACKAGES = {"PIL": "pillow", "lightning_fabric": "lightning-fabric", "sklearn": "scikit-learn", "skimage": "scikit-image"}
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image",
+            "lightning_fabric": "lightning-fabric"}
 
 
 def tracked() -> list[str]:

@@ -1,0 +1,122 @@
+"""Which ideas make the compact network stronger: each alone, over seeds, on validation pictures only.
+
+    python code/ablation.py                      every idea, 3 seeds each: hours; goes on where it stopped
+    python code/ablation.py --only mirror flip   some of them
+
+Each run is the strong recipe for EPOCHS epochs, with one thing changed. Writes one row a run to
+paper/results/ablation.csv; notebook 07 makes the table.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import joblib
+import torch
+from torch import nn
+
+from classes import build
+from datasets import load
+from detectors import Residual, convolution
+from files import Parser, command_line, folder, read_csv, shown, whole_number, write_csv
+from fitting import Recipe, fit
+from train import RECIPES, parts_of
+
+EPOCHS = 2
+
+
+class Multiscale(nn.Module):
+    """The stages' means at every resolution, side by side, in place of the last one's alone."""
+
+    def __init__(self, stages: nn.Sequential):
+        super().__init__()
+        self.stages = stages
+        self.ends = [i for i, stage in enumerate(stages) if isinstance(stage, Residual)
+                     and (i + 1 == len(stages) or not isinstance(stages[i + 1], Residual))]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.ends:
+                found.append(x.mean(dim=(2, 3), keepdim=True))
+        return torch.cat(found, dim=1)
+
+
+def multiscale(network: nn.Module) -> None:
+    network.stages, width = Multiscale(network.stages), network.head.in_features
+    network.head = nn.Linear(width + width // 2 + width // 4, network.head.out_features)
+    nn.init.zeros_(network.head.weight)
+
+
+def learned_first_layer(network: nn.Module) -> None:
+    network.whitening, network.whiten = nn.Sequential(convolution(3, 54), nn.ReLU()), lambda batches: None
+
+
+def no_mirror(network: nn.Module) -> None:
+    network.mirror = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change: of the recipe, of the network's arguments, or of the network once built."""
+    what: str
+    recipe: dict = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
+    change: Callable[[nn.Module], None] = lambda network: None
+
+
+VARIANTS = {
+    "base": Variant("the strong recipe as it is"),
+    "learned-first": Variant("first layer learned, not whitened", change=learned_first_layer),
+    "no-mirror": Variant("scored without the mirror image", change=no_mirror),
+    "no-flip": Variant("no mirrored pictures in training", {"augment": ("shift",)}),
+    "no-shift": Variant("no shifted pictures in training", {"augment": ("flip",)}),
+    "no-smoothing": Variant("labels 0 and 1, not 0.05 and 0.95", {"label_smoothing": 0.0}),
+    "no-average": Variant("the last weights, not their running mean", {"average": 0}),
+    "constant": Variant("constant learning rate of 0.1", {"schedule": "constant", "lr": 0.1}),
+    "no-decay": Variant("no weight decay", {"weight_decay": 0.0}),
+    "small-batch": Variant("batches of 128, learning rate 0.2", {"batch_size": 128, "lr": 0.2}),
+    "fp32": Variant("float32, not bfloat16", {"precision": "fp32"}),
+    "narrow": Variant("half the width", arguments={"width": 20}),
+    "shallow": Variant("one residual block a stage, not two", arguments={"blocks": 1}),
+    "multiscale": Variant("means of all three stages to the head", change=multiscale),
+}
+
+
+def run(name: str, seed: int, data: str) -> dict:
+    """One training of one variant: its validation numbers after EPOCHS epochs."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    variant, parts = VARIANTS[name], parts_of(load(data), smoke=False)
+    network = build("Compact", **variant.arguments)
+    variant.change(network)
+    recipe: Recipe = replace(RECIPES["strong"], **{"epochs": EPOCHS} | variant.recipe)
+    network = network.to(memory_format=torch.channels_last)
+    state = fit(network, parts["train"], parts["val"], recipe, seed=seed)
+    last = state["history"][-1]
+    return {"variant": name, "what": variant.what, "seed": seed, "epochs": EPOCHS,
+            "val_accuracy": last["val_accuracy"], "val_loss": last["val_loss"],
+            "seconds": sum(row["seconds"] for row in state["history"])}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    flags = Parser(description=__doc__)
+    flags.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    flags.add_argument("--seeds", type=whole_number(1), default=3, help="(3)")
+    flags.add_argument("--data", default="auto", metavar="SET")
+    args = flags.parse_args(argv)
+    path = folder("results") / "ablation.csv"
+    rows = read_csv(path) if path.exists() else []
+    done = {(row["variant"], int(row["seed"])) for row in rows}
+    wanted = [(name, seed) for seed in range(args.seeds) for name in args.only if (name, seed) not in done]
+    jobs = [joblib.delayed(run)(name, seed, args.data) for name, seed in wanted]
+    for row in joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator_unordered")(jobs):
+        rows.append(row)
+        write_csv(path, rows)
+        print(f"{row['variant']:<14} seed {row['seed']}: validation {row['val_accuracy']:.2%}, "
+              f"loss {row['val_loss']:.4f}, {row['seconds']:.0f} s", flush=True)
+    print(f"written: {shown(path)}, {len(rows)} runs")
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    command_line(main)
