@@ -47,7 +47,7 @@ RECIPES = {
     "strong": STRONG,
     "fast": replace(STRONG, epochs=4),
     "finetune": Recipe(epochs=30, batch_size=32, lr=0.01, nesterov=True, weight_decay=1e-4,
-                       schedule="plateau", augment=("crops",)),
+                       schedule="plateau", augment=("flip", "shift")),
 }
 RECIPE_OF = {"CIFAKE_CNN": "course"}
 FLAGS = {"epochs": "ep", "batch_size": "bs", "architecture": "model", "start": "from"}

@@ -1,0 +1,111 @@
+"""GenImage from its tree to a verdict, by the command lines; fine-tuning on a folder of one's own."""
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_line, encoded, jpeg, run_tell
+from PIL import Image
+
+import checkpoints
+import test as commands
+import train
+from files import TellError, folder, read_csv
+
+COLOURS = {"ADM": 40, "glide": 90, "stable_diffusion_v_1_4": 140}
+
+
+def picture(red: int, seed: int, kind: str) -> bytes:
+    """Noise around a colour: 200 is real, each generator has another."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 40, (48, 56, 3)) + np.array([red, 100, 100])
+    return encoded(Image.fromarray(pixels.astype(np.uint8)), kind)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three generators in GenImage's layout, 24 pictures a class to learn from."""
+    for g, (name, red) in enumerate(COLOURS.items()):
+        for half, n in (("train", 24), ("val", 8)):
+            for i in range(n):
+                seed = 1000 * g + (100 if half == "val" else 0) + i
+                for label, file, colour in (("ai", f"{i % 3}_{name.split('_')[0]}_{i}.png", red),
+                                            ("nature", f"n01440764_{seed}.JPEG", 200)):
+                    path = tmp_path / "GenImage" / name / half / label / file
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(picture(colour, 2 * seed + (label == "ai"), file.split(".")[1].upper()))
+    return tmp_path / "GenImage"
+
+
+NET = ["--model", "resnet18", "--from-scratch", "--size", "32", "-bs", "16", "-lr", "0.05", "--precision", "fp32"]
+
+
+def test_generator_and_object_heads_from_tree_to_verdict(tree, capsys):
+    flags = [*NET, "--data", str(tree), "--heads", "generator", "object", "-ep", "6", "-mf", "gen"]
+    reached = train.main(flags)
+    assert reached["val_generator_accuracy"] > 0.8
+    network, facts = checkpoints.load("gen")
+    assert network.heads == {"generator": 9, "object": 1000} == facts["heads"]
+    row = commands.main(["-mf", "gen", "--data", str(tree)])["models"][0]
+    assert row["n"] == 48
+    assert row["accuracy"] > 0.9
+    assert row["generator_accuracy"] > 0.8
+    assert "generator class" in capsys.readouterr().out
+    assert {"path", "label", "object", "logit", "score"} == read_csv(
+        folder("results") / "scores-gen-GenImage-test.csv")[0].keys()
+
+
+def test_leaving_a_generator_out(tree, capsys):
+    train.main([*NET, "--data", str(tree), "-ep", "2", "-mf", "out", "--leave-out", "glide"])
+    _, facts = checkpoints.load("out")
+    assert facts["recipe"]["leave_out"] == "glide"
+    assert facts["pictures"]["train"] + facts["pictures"]["val"] == 2 * 24 + 3 * 24
+    row = commands.main(["-mf", "out", "--data", str(tree), "--leave-out", "glide"])["models"][0]
+    assert (row["n"], row["fake_as_fake"] + row["fake_as_real"]) == (32, 8)
+    assert (folder("results") / "metrics-out-GenImage-test-glide.csv").exists()
+    with pytest.raises(TellError, match="no generator is called 'dalle'"):
+        train.main([*NET, "--data", str(tree), "--leave-out", "dalle"])
+
+
+@pytest.fixture
+def own(tmp_path):
+    """real/ and fake/ pictures of several sizes without a train folder, one of them broken."""
+    random = np.random.default_rng(0)
+    for label, low in (("real", 120), ("fake", 0)):
+        (tmp_path / "own" / label).mkdir(parents=True)
+        for i in range(40):
+            noise = random.integers(low, low + 130, (40 + i, 50, 3)).astype(np.uint8)
+            (tmp_path / "own" / label / f"{i}.jpg").write_bytes(jpeg(noise))
+    (tmp_path / "own/real/broken.png").write_bytes(b"no picture")
+    return tmp_path / "own"
+
+
+def test_fine_tuning_goes_on_from_a_checkpoint_on_its_own_part(own, tree, capsys):
+    train.main([*NET, "--data", str(tree), "-ep", "1", "-mf", "first"])
+    train.main(["--from", "first", "--freeze", "body.conv1", "body.bn1", "body.layer1", "--data", str(own),
+                "-ep", "3", "-bs", "16", "-lr", "0.02", "-mf", "second"])
+    first, second = (checkpoints.load(name) for name in ("first", "second"))
+    for key, value in second[0].state_dict().items():
+        if key.startswith(("body.conv1.", "body.bn1.", "body.layer1.")):
+            assert torch.equal(value, first[0].state_dict()[key]), key
+    assert not torch.equal(second[0].head.weight, first[0].head.weight)
+    assert second[1]["pictures"] == {"train": 48, "val": 16}
+    assert second[1]["recipe"]["start"] == "first"
+    capsys.readouterr()
+    after = commands.main(["-mf", "second", "--data", str(own)])["models"][0]
+    before = commands.main(["-mf", "first", "--data", str(own), "--group", "content"])["models"][0]
+    whole = commands.main(["-mf", "first", "--data", str(own)])["models"][0]
+    assert (before["n"], after["n"], whole["n"]) == (16, 16, 80)
+    assert "broken.png: not a readable picture" in capsys.readouterr().out
+
+
+def test_pretrained_weights_that_cannot_be_had(own, monkeypatch):
+    done = run_tell("train.py", "--model", "efficientnet_b0", "--data", own, HF_HUB_OFFLINE="1",
+                    HF_HOME=str(own / "no_hub"))
+    assert_one_line(done, "efficientnet_b0", "--weights FILE", "--from-scratch")
+
+
+def test_labels_follow_the_folders_name_not_the_alphabet(own):
+    own.joinpath("real").rename(own / "Real")
+    own.joinpath("fake").rename(own / "FAKE")
+    from natural import open_pictures
+    data = open_pictures(str(own))
+    assert all(("/FAKE/" in path) == label for path, label in zip(data.paths, data.labels, strict=True))
