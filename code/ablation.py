@@ -15,36 +15,12 @@ from torch import nn
 
 from classes import build
 from datasets import load
-from detectors import Residual, convolution
+from detectors import convolution
 from files import Parser, command_line, folder, read_csv, shown, whole_number, write_csv
 from fitting import Recipe, fit
 from train import RECIPES, parts_of
 
 EPOCHS = 2
-
-
-class Multiscale(nn.Module):
-    """The stages' means at every resolution, side by side, in place of the last one's alone."""
-
-    def __init__(self, stages: nn.Sequential):
-        super().__init__()
-        self.stages = stages
-        self.ends = [i for i, stage in enumerate(stages) if isinstance(stage, Residual)
-                     and (i + 1 == len(stages) or not isinstance(stages[i + 1], Residual))]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.ends:
-                found.append(x.mean(dim=(2, 3), keepdim=True))
-        return torch.cat(found, dim=1)
-
-
-def multiscale(network: nn.Module) -> None:
-    network.stages, width = Multiscale(network.stages), network.head.in_features
-    network.head = nn.Linear(width + width // 2 + width // 4, network.head.out_features)
-    nn.init.zeros_(network.head.weight)
 
 
 def learned_first_layer(network: nn.Module) -> None:
@@ -76,9 +52,8 @@ VARIANTS = {
     "no-decay": Variant("no weight decay", {"weight_decay": 0.0}),
     "small-batch": Variant("batches of 128, learning rate 0.2", {"batch_size": 128, "lr": 0.2}),
     "fp32": Variant("float32, not bfloat16", {"precision": "fp32"}),
-    "narrow": Variant("half the width", arguments={"width": 20}),
-    "shallow": Variant("one residual block a stage, not two", arguments={"blocks": 1}),
-    "multiscale": Variant("means of all three stages to the head", change=multiscale),
+    "narrow": Variant("half the width", arguments={"width": 24}),
+    "deep": Variant("two residual blocks a stage, not one", arguments={"blocks": 2}),
 }
 
 

@@ -27,24 +27,33 @@ class Whitening(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("kernels", torch.zeros(27, 3, 3, 3))
+        self.register_buffer("kernels", torch.zeros(54, 3, 3, 3))
 
     def fit(self, pixels: Tensor) -> None:
         """Set the kernels from normalised pictures, float (n, 3, h, w)."""
         patches = F.unfold(pixels.float(), 3).transpose(1, 2).reshape(-1, 27)
         variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        kernels = directions / torch.sqrt(variance + 5e-4)
-        self.kernels.copy_(kernels.T.reshape(-1, 3, 3, 3))
+        kernels = (directions / torch.sqrt(variance + 5e-4)).T.reshape(-1, 3, 3, 3)
+        self.kernels.copy_(torch.cat((kernels, -kernels)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(x, self.kernels, padding=1)
-        return F.relu(torch.cat((x, -x), dim=1))
+        return F.relu(F.conv2d(x, self.kernels, padding=1))
 
 
-def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution and BatchNorm; height and width are divided by the stride."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, (size - 1) // 2, bias=False),
-                         nn.BatchNorm2d(outputs))
+def convolution(inputs: int, outputs: int) -> nn.Sequential:
+    """3 x 3 convolution and BatchNorm, of the same height and width."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Halve(nn.Module):
+    """Convolution, BatchNorm, maximum of each 2 x 2 square, ReLU (after it: the same for a quarter)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.convolution = convolution(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.max_pool2d(self.convolution(x), 2))
 
 
 class Residual(nn.Module):
@@ -60,25 +69,22 @@ class Residual(nn.Module):
 
 
 class Compact(nn.Module):
-    """Our own network for 32-pixel pictures: whitened patches, then residual stages at 16, 8 and 4 pixels.
+    """Our own network for 32-pixel pictures: whitened patches, then three halvings with residual blocks.
 
     (batch, 3, h, w) float -> logits (batch, 1), or (batch, 1 + objects) with an object head. `mirror`:
     when scoring, the logits of picture and mirror image are averaged.
     """
 
-    def __init__(self, width: int = 40, blocks: int = 2, objects: int = 0, mirror: bool = True):
+    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, mirror: bool = True):
         super().__init__()
         self.normalisation, self.mirror = CIFAKE_NORMALISATION, mirror
         self.heads = {"fake": 1, "object": objects} if objects else {"fake": 1}
         self.whitening = Whitening()
-        widths = (width, 2 * width, 4 * width)
-        stages = [convolution(54, width, 4, 2), nn.ReLU()]
-        for before, after in zip((width, *widths), widths, strict=False):
-            if before != after:
-                stages += [convolution(before, after, 3, 2), nn.ReLU()]
-            stages += [Residual(after) for _ in range(blocks)]
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(widths[-1], sum(self.heads.values()))
+        self.stages = nn.Sequential(
+            Halve(54, width), *(Residual(width) for _ in range(blocks)),
+            Halve(width, 2 * width), *(Residual(2 * width) for _ in range(blocks)),
+            Halve(2 * width, 2 * width))
+        self.head = nn.Linear(2 * width, sum(self.heads.values()))
         nn.init.zeros_(self.head.weight)
 
     def whiten(self, batches) -> None:

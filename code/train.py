@@ -106,6 +106,8 @@ def network_of(args) -> tuple[torch.nn.Module, dict]:
     if args.start:
         network, content = checkpoints.load(args.start)
         made_by = {key: content[key] for key in ("architecture", "arguments")}
+        if args.size and hasattr(network, "size"):
+            network.size = made_by["arguments"]["size"] = args.size
     else:
         made_by = dict(zip(("architecture", "arguments"), architecture_of(args), strict=True))
         start = {} if args.model in NETWORKS else {"weights": None if args.from_scratch else args.weights}
@@ -123,7 +125,7 @@ def architecture_of(args) -> tuple[str, dict]:
     small = set_name(args.data) in ("cifake", "sample")
     sizes = {"fake": 1, "object": len(OBJECTS) if small else 1000, "generator": 9}
     heads = {head: sizes[head] for head in args.heads}
-    return "Backbone", {"name": args.model, "size": args.size, "heads": heads}
+    return "Backbone", {"name": args.model, "size": args.size or 224, "heads": heads}
 
 
 def open_data(args, network: torch.nn.Module):
@@ -275,7 +277,7 @@ def parser() -> Parser:
     add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
     add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
     add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
-    add("--size", type=whole_number(32, 1024), default=224, help="side in pixels for a network of timm (224)")
+    add("--size", type=whole_number(32, 1024), help="side in pixels for a network of timm (224; --from: as it was)")
     add("--data", default="auto", metavar="SET",
         help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
     add("--group", choices=["content", "set"], default="content",
@@ -301,6 +303,8 @@ def check(args) -> None:
         raise TellError("--attn needs -bs 2 or more: its BatchNorm has no spread over one picture")
     if args.attn and args.model != "CIFAKE_CNN":
         raise TellError(f"--attn is a layer of CIFAKE_CNN; {args.model} has none")
+    if args.size and args.model in NETWORKS and not args.start:
+        raise TellError(f"--size is for networks of timm; {args.model} takes 32 pixels")
     if args.model in NETWORKS and "fake" not in args.heads:
         raise TellError(f"{args.model} needs the head fake; without it: a network of timm")
 

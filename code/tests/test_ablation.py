@@ -1,0 +1,37 @@
+"""The ablation: every variant runs and is one change; a second start does not repeat what is there."""
+import pytest
+import torch
+from conftest import make_tree
+
+import ablation
+from classes import build
+from files import folder, read_csv
+
+
+@pytest.mark.parametrize("name", list(ablation.VARIANTS))
+def test_every_variant_is_a_network_that_learns(name):
+    variant = ablation.VARIANTS[name]
+    network = build("Compact", **variant.arguments)
+    variant.change(network)
+    if name != "learned-first":
+        network.whitening.fit(torch.randn(40, 3, 32, 32))
+    output = network(torch.randn(4, 3, 32, 32))
+    output.sum().backward()
+    assert output.shape == (4, 1)
+    assert network.head.weight.grad.abs().sum() > 0
+
+
+def test_runs_are_written_one_by_one_and_not_repeated(tmp_path, monkeypatch, capsys):
+    tree = str(make_tree(tmp_path / "tree", train=300, test=10))
+    flags = ["--only", "base", "no-mirror", "--seeds", "2", "--data", tree]
+    rows = ablation.main(flags)["rows"]
+    assert {(row["variant"], int(row["seed"])) for row in rows} == {
+        (name, seed) for name in ("base", "no-mirror") for seed in (0, 1)}
+    by = {(row["variant"], int(row["seed"])): float(row["val_loss"]) for row in rows}
+    assert by["base", 0] != by["base", 1]
+    assert by["base", 0] != by["no-mirror", 0]  # the same weights, one view
+    before = (folder("results") / "ablation.csv").read_bytes()
+    monkeypatch.setattr(ablation, "run", lambda *_: pytest.fail("run again"))
+    ablation.main(flags)
+    assert (folder("results") / "ablation.csv").read_bytes() == before
+    assert len(read_csv(folder("results") / "ablation.csv")) == 4
