@@ -1,11 +1,16 @@
 """GenImage's tree (Zhu et al., NeurIPS 2023): labels, generators and ImageNet classes from its names.
 
 GENERATOR/{train,val}/{ai,nature}/FILE, one generator or many, whatever stands before.
+
+    python code/genimage.py vqa.tar.xz FOLDER    the pictures of a question-answering set on GenImage, sorted
+                                                 into FOLDER/{real,fake}/GENERATOR/
 """
+import json
 import re
 from pathlib import Path
 
 import sources
+from files import Parser, TellError, atomic, command_line, user_path
 
 GENERATORS = ("nature", "adm", "biggan", "glide", "midjourney", "sd14", "sd15", "vqdm", "wukong")
 SPELLINGS = dict(zip(GENERATORS, range(9), strict=True)) | {"real": 0, "midjourneyv5": 4, "vqdiffusion": 7}
@@ -50,3 +55,59 @@ def imagenet_class(file_name: str, wnids: dict[str, int]) -> int:
         return wnids.get(match[1], -1)
     match = re.fullmatch(r"(?:.*_)?(\d{1,3})_([a-z]\w*)_\d+\.\w+", file_name, re.ASCII | re.IGNORECASE)
     return int(match[1]) if match and generator_of(match[2]) > 0 else -1
+
+
+# --- pictures of a question-answering set -------------------------------------------------------
+
+def sort_questions(source: Path, target: Path) -> dict[str, int]:
+    """Sort the pictures of a question-answering set by their generators; returns {generator: pictures}.
+
+    source: folder or archive with JSON lists of {"image": FILE, "metadata": {"generator": NAME}} beside the
+    pictures. Writes target/{real,fake}/GENERATOR/FOLDER_FILE. TellError for an unknown generator.
+    """
+    files = {name: content if isinstance(content, bytes) else Path(content).read_bytes()
+             for name, content in sources.files_of(sources.require_readable(source), last_two)}
+    generators = {}
+    for name, content in files.items():
+        if name.endswith(".json"):
+            generators |= generators_of(name, content)
+    counts = dict.fromkeys(GENERATORS, 0)
+    for place, index in sorted(generators.items()):
+        if place in files:  # lists of answers name pictures that stand in another folder
+            counts[GENERATORS[index]] += 1
+            path = target / ("fake" if index else "real") / GENERATORS[index] / place.replace("/", "_")
+            with atomic(path) as file:
+                file.write(files[place])
+    if not any(counts.values()):
+        raise TellError(f"{source}: no list of questions with pictures beside it")
+    return counts
+
+
+def last_two(parts: tuple[str, ...]) -> str:
+    return "/".join(parts[-2:])
+
+
+def generators_of(name: str, content: bytes) -> dict[str, int]:
+    """{folder/image: index of its generator} of one list of questions."""
+    found = {}
+    for item in json.loads(content):
+        text = item["metadata"]["generator"]
+        index = 0 if text == "natural" else generator_of(text)
+        if index < 0:
+            raise TellError(f"{name}: {item['image']} is by {text!r}, which is no generator of GenImage")
+        found[f"{name.split('/')[0]}/{item['image']}"] = index
+    return found
+
+
+def main(argv: list[str] | None = None) -> dict:
+    flags = Parser(description=__doc__)
+    flags.add_argument("source")
+    flags.add_argument("target")
+    args = flags.parse_args(argv)
+    counts = sort_questions(user_path(args.source), user_path(args.target))
+    print(", ".join(f"{name} {n}" for name, n in counts.items()))
+    return counts
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -277,7 +277,7 @@ def parser() -> Parser:
     add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
     add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
     add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
-    add("--size", type=whole_number(32, 1024), help="side in pixels for a network of timm (224; --from: as it was)")
+    add("--size", type=whole_number(32, 1024), help="pixels a side for a network of timm (224)")
     add("--data", default="auto", metavar="SET",
         help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
     add("--group", choices=["content", "set"], default="content",

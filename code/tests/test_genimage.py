@@ -1,4 +1,6 @@
 """GenImage from its tree to a verdict, by the command lines; fine-tuning on a folder of one's own."""
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from conftest import assert_one_line, encoded, jpeg, run_tell
 from PIL import Image
 
 import checkpoints
+import genimage
 import test as commands
 import train
 from files import TellError, folder, read_csv
@@ -35,7 +38,8 @@ def tree(tmp_path):
     return tmp_path / "GenImage"
 
 
-NET = ["--model", "resnet18", "--from-scratch", "--size", "32", "-bs", "16", "-lr", "0.05", "--precision", "fp32"]
+NET = ["--model", "resnet18", "--from-scratch", "--size", "32", "-bs", "16", "-lr", "0.05",
+       "--precision", "fp32"]
 
 
 def test_generator_and_object_heads_from_tree_to_verdict(tree, capsys):
@@ -109,3 +113,25 @@ def test_labels_follow_the_folders_name_not_the_alphabet(own):
     from natural import open_pictures
     data = open_pictures(str(own))
     assert all(("/FAKE/" in path) == label for path, label in zip(data.paths, data.labels, strict=True))
+
+
+def test_pictures_of_questions_are_sorted_by_their_generator(tmp_path):
+    source, target = tmp_path / "vqa", tmp_path / "sorted"
+    items = [("a.jpg", "natural"), ("b.jpg", "big gan"), ("c.jpg", "big_gan"),
+             ("d.jpg", "stable diffusion 1.5")]
+    (source / "true-false").mkdir(parents=True)
+    (source / "answers").mkdir()
+    for i, (name, _) in enumerate(items):
+        (source / "true-false" / name).write_bytes(picture(i, i, "JPEG"))
+    text = json.dumps([{"image": name, "metadata": {"generator": text}} for name, text in items])
+    (source / "true-false/questions.json").write_text(text)
+    (source / "answers/base.json").write_text(text)
+    counts = genimage.main([str(source), str(target)])
+    assert {name: n for name, n in counts.items() if n} == {"nature": 1, "biggan": 2, "sd15": 1}
+    from natural import open_pictures
+    data = open_pictures(str(target))
+    assert [genimage.GENERATORS[i] for i in data.generators] == ["biggan", "biggan", "sd15", "nature"]
+    assert (target / "real/nature/true-false_a.jpg").read_bytes() == picture(0, 0, "JPEG")
+    (source / "true-false/questions.json").write_text(text.replace("big gan", "dalle"))
+    with pytest.raises(TellError, match="b.jpg is by 'dalle', which is no generator of GenImage"):
+        genimage.main([str(source), str(target)])
