@@ -116,6 +116,16 @@ def load(name: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict
     return network.to(device).eval(), content
 
 
+def add(name: str, **facts) -> Path:
+    """Keep more facts in the checkpoint `name`, everything else as it was; returns its path."""
+    path = path_of(name)
+    content = read(path)
+    if content.get("format") != FORMAT:
+        raise TellError(f"{path}: not a checkpoint of Tell, so nothing can be added to it")
+    write(path, content | facts)
+    return path
+
+
 def from_course_project(weights: dict) -> dict:
     """A bare state dictionary of the course project as a checkpoint of ours.
 

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from cache import copy_rows
 from datasets import ImageSet
+from degrade import augmented
 from detectors import Backbone, Compact, ResNet18
 from files import TellError
+from middle import General
 
 SHIFT = 2  # pixels, at most, of the augmentation "shift"
 BLOCK = 256  # pictures gathered and normalised at once: fewer calls, and still inside the cache
@@ -84,7 +86,8 @@ class CIFAKE_CNN(nn.Module):
         return self.fc3(F.relu(self.fc2(x)))
 
 
-NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN, "Compact": Compact, "ResNet18": ResNet18, "Backbone": Backbone}
+NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN, "Compact": Compact, "ResNet18": ResNet18, "Backbone": Backbone,
+            "General": General}
 
 
 def build(name: str, /, **arguments) -> nn.Module:
@@ -160,6 +163,9 @@ def feed(data, network: nn.Module, batch_size: int, device, seed: int | None = N
     if isinstance(data, ImageSet):
         return Batches(data, batch_size, network.normalisation, device, seed, tuple(network.heads),
                        augment, part)
+    if "degrade" in augment:
+        raise TellError(f"{data.source}: --recipe robust is for pictures of 32 pixels; at natural size "
+                        "strong and finetune blur some and save some as JPEG already")
     from natural import PictureBatches
     return PictureBatches(data, batch_size, network.size, network.normalisation, device, seed,
                           tuple(network.heads), augment, part)
@@ -174,8 +180,9 @@ class Batches:
 
     Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
     epoch, which depends on seed and epoch only, and no last short batch.
-    augment: "flip" (mirrored, half of them) and "shift" (by up to SHIFT pixels each way, reflected at
-    the edge). part: (i, k), of every batch only each k-th picture from the i-th on, for k processes.
+    augment: "flip" (mirrored, half of them), "shift" (by up to SHIFT pixels each way, reflected at
+    the edge) and, before both, "degrade" (degrade.augmented). part: (i, k), of every batch only each
+    k-th picture from the i-th on, for k processes.
     """
 
     columns = {"fake": "labels", "object": "objects"}
@@ -220,6 +227,8 @@ class Batches:
         block = max(1, BLOCK // size) * size
         for i, picked in enumerate(order.split(block)):
             pixels = self.pixels.index_select(0, self.rows[picked])
+            if "degrade" in self.augment:
+                pixels = self.degraded(pixels, number, picked)
             if moves is not None:
                 pixels = moved(pixels, *(move[i * block:(i + 1) * block] for move in moves))
             pixels = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
@@ -241,6 +250,15 @@ class Batches:
         shift = torch.from_numpy(random.integers(-reach, reach + 1, (n, 2)))
         flip = torch.from_numpy(random.random(n) < (0.5 if "flip" in self.augment else 0.0))
         return self.mine(shift), self.mine(flip)
+
+    def degraded(self, pixels: Tensor, number: int, picked: Tensor) -> Tensor:
+        """Pictures `picked` of an epoch, uint8 (b, h, w, 3), by degrade.augmented.
+
+        What becomes of each depends on seed, epoch and picture, not on batches and processes.
+        """
+        found = [augmented(picture, np.random.default_rng([self.seed, number, 2, i]))
+                 for picture, i in zip(pixels.cpu().numpy(), picked.tolist(), strict=True)]
+        return torch.from_numpy(np.stack(found)).to(self.device)
 
     def mine(self, per_picture: Tensor) -> Tensor:
         """This process's share of what belongs to the pictures of an epoch."""

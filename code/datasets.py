@@ -2,6 +2,7 @@
 
     python code/datasets.py list             what is here, and from where
     python code/datasets.py fetch cifake     download CIFAKE with kagglehub (no account needed)
+    python code/datasets.py fetch cifar100   download CIFAR-100 from its authors (real pictures, cifar100.py)
     python code/datasets.py import PATH      take a folder, zip or tar of CIFAKE into the data root
     python code/datasets.py verify [PATH]    count, decode and compare every file of CIFAKE
 
@@ -276,7 +277,7 @@ def parser() -> Parser:
     commands = Parser(description=__doc__)
     actions = commands.add_subparsers(dest="action", required=True, parser_class=Parser)
     actions.add_parser("list", help="what is here, and from where")
-    actions.add_parser("fetch", help="download").add_argument("name", choices=["cifake"])
+    actions.add_parser("fetch", help="download").add_argument("name", choices=["cifake", "cifar100"])
     actions.add_parser("import", help="take a folder, zip or tar of CIFAKE into the data root"
                        ).add_argument("path")
     actions.add_parser("verify", help="compare every file with CIFAKE as published"
@@ -290,6 +291,9 @@ def main(argv: list[str] | None = None) -> dict:
         return list_sets()
     if args.action == "verify":
         return verify_command(args.path)
+    if args.action == "fetch" and args.name == "cifar100":
+        from cifar100 import fetch as fetch_cifar100  # which imports this module
+        return {"path": str(fetch_cifar100())}
     path = find_cifake()
     if path:
         print(f"CIFAKE is there already: {path}; to check it: python code/datasets.py verify")

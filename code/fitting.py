@@ -50,7 +50,7 @@ class Recipe:
     average: int = 0
     crop: int = 0
     crop_share: float = 0.75
-    object_weight: float = 0.5
+    object_weight: float = 0.3
     precision: str = "fp32"
 
     def factor(self, done: float, history: list[dict]) -> float:

@@ -7,7 +7,8 @@
     python code/test.py -mf NAME --data GENIMAGE --leave-out glide      on a generator that it never saw
 
 Writes one row a picture to paper/results/scores-NAME-DATA-SPLIT.csv and one row of numbers to
-metrics-NAME-DATA-SPLIT.csv beside it (with -thr: metrics-NAME-DATA-SPLIT-thrX.csv).
+metrics-NAME-DATA-SPLIT.csv beside it (with -thr: metrics-NAME-DATA-SPLIT-thrX.csv); where a manifest or
+sub-folders say where pictures are from, one row a source to sources-NAME-DATA-SPLIT.csv.
 """
 import glob
 from functools import cache
@@ -20,35 +21,62 @@ from cache import OBJECTS
 from classes import fake_logit, pick_device
 from datasets import SPLITS, ImageSet, banner, load
 from files import Parser, TellError, atomic, command_line, folder, number_between, shown, write_csv
+from metadata import print_baseline, seen_from_outside
 from scoring import head_accuracies, outputs, score, sigmoid
 from scoring import predict as predict  # offered here as well
+from trust import by_source, print_report, print_sources, report
 
 
 def evaluate(name: str, args, device) -> dict:
-    """Score one checkpoint, write its two files and print its table; returns the row of numbers."""
+    """Score one checkpoint, print its table and write its files; returns the row of numbers."""
     network, facts = checkpoints.load(name, device)
-    data, split, threshold = pictures(args, network, facts), args.split, args.thr
+    data = pictures(args, network, facts)
     found = outputs(network, data, device)
     output = fake_logit(found, network.heads)
-    source = "-thr" if threshold is not None else facts["threshold_source"]
-    numbers = score(data.labels, sigmoid(output), facts["threshold"] if threshold is None else threshold)
-    model = checkpoints.model_name(name)
-    row = {"model": model, "data": data.name, "split": split, "fingerprint": data.fingerprint, **numbers,
-           **head_accuracies(found, data, network.heads), "threshold_source": source,
-           "trained_on": facts["data"], "seed": facts["seed"],
-           **{key: value for key, value in checkpoints.surroundings().items() if key != "versions"}}
-    stem = f"{model}-{data.name}-{split}" + (f"-{args.leave_out}" if args.leave_out else "")
-    scores_path = folder("results") / f"scores-{stem}.csv"
+    part = f"{data.name}-{args.split}" + (f"-{args.leave_out}" if args.leave_out else "")
+    baseline, sources = seen_from_outside(data, part)
+    row = numbers_of(name, args, facts, data, output, head_accuracies(found, data, network.heads))
+    row |= report(data.labels, output, row["threshold"], facts.get("calibration")) | in_one_row(baseline)
+    print_table(row, facts)
+    print_report(row, facts.get("calibration"))
+    print_baseline(baseline)
+    by = by_source(data.labels, sigmoid(output), row["threshold"], sources) if (sources != "").any() else []
+    if by:
+        print_sources(by)
+    print(f"checkpoint: {shown(checkpoints.path_of(name))}")
+    write_results(f"{row['model']}-{part}", args.thr, row, by, data, output)
+    return row
+
+
+def numbers_of(name: str, args, facts: dict, data, output: np.ndarray, heads: dict[str, float]) -> dict:
+    """score() of the logits of FAKE (n,), and what it depends on."""
+    own = args.thr is None
+    numbers = score(data.labels, sigmoid(output), facts["threshold"] if own else args.thr)
+    return {"model": checkpoints.model_name(name), "data": data.name, "split": args.split,
+            "fingerprint": data.fingerprint, **numbers, **heads,
+            "threshold_source": facts["threshold_source"] if own else "-thr",
+            "trained_on": facts["data"], "seed": facts["seed"],
+            **{key: value for key, value in checkpoints.surroundings().items() if key != "versions"}}
+
+
+def write_results(stem: str, threshold: float | None, row: dict, by: list[dict], data,
+                  output: np.ndarray) -> None:
     # Numbers at a threshold of the user's do not replace those at the checkpoint's own.
     mark = "" if threshold is None else f"-thr{threshold:g}"
-    metrics_path = folder("results") / f"metrics-{stem}{mark}.csv"
-    write_scores(scores_path, data, output)
-    write_csv(metrics_path, [row])
-    print_table(row, facts)
-    for what, path in (("checkpoint", checkpoints.path_of(name)), ("scores", scores_path),
-                       ("metrics", metrics_path)):
+    paths = {what: folder("results") / f"{what}-{stem}{end}.csv"
+             for what, end in (("scores", ""), ("metrics", mark), ("sources", mark))}
+    write_scores(paths["scores"], data, output)
+    write_csv(paths["metrics"], [row])
+    if by:
+        write_csv(paths["sources"], by)
+    for what, path in list(paths.items())[:3 if by else 2]:
         print(f"{what + ':':<11} {shown(path)}")
-    return row
+
+
+def in_one_row(baseline: list[dict]) -> dict[str, float]:
+    """The metadata-only baseline as columns beside the detector's."""
+    return {f"metadata_{key}" + ("_by_source" if row["folds"] == "source" else ""): row[key]
+            for row in baseline for key in ("accuracy", "balanced_accuracy", "roc_auc")}
 
 
 def pictures(args, network, facts: dict):
@@ -98,9 +126,10 @@ def print_table(row: dict, facts: dict) -> None:
     print("                 precision   recall       F1")
     for name in ("fake", "real"):
         rates = "  ".join(f"{row[f'{name}_{rate}']:7.2%}" for rate in ("precision", "recall", "f1"))
-        print(f"{name.upper():<18} {rates}")
-    print(f"ROC AUC             {row['roc_auc']:.4f}   average precision (FAKE) "
-          f"{row['average_precision']:.4f}")
+        print(f"{name.upper():<18} {rates.replace('nan%', 'none')}")
+    if 0 < row["fake_as_fake"] + row["fake_as_real"] < row["n"]:
+        print(f"ROC AUC             {row['roc_auc']:.4f}   average precision (FAKE) "
+              f"{row['average_precision']:.4f}")
     print(f"FAKE pictures      {row['fake_as_fake']:,} called FAKE, {row['fake_as_real']:,} called REAL")
     print(f"REAL pictures      {row['real_as_fake']:,} called FAKE, {row['real_as_real']:,} called REAL")
     for head in ("object", "generator"):

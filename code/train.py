@@ -6,7 +6,8 @@
     python code/train.py -ep 10 -mf base_model --resume          go on where a killed run stopped
     python code/train.py --model Compact -mf compact_model       our strongest network for 32 pixels
     python code/train.py --model Compact --recipe fast -mf fast  97 % in minutes
-    python code/train.py --model ResNet18 --objects -mf dual     verdict and object class at once
+    python code/train.py --model Compact --recipe robust -mf robust      half of the pictures degraded
+    python code/train.py --model ResNet18 --heads fake object -mf dual     verdict and object class at once
     python code/train.py --model efficientnet_b0 --from-scratch --size 64 -mf effnet     any network of timm
     python code/train.py --from effnet --data FOLDER -mf tuned   fine-tune on real/ and fake/ pictures
     torchrun --nproc_per_node 8 code/train.py --model Compact -mf compact_model          eight GPUs
@@ -23,6 +24,7 @@ import torch
 
 import checkpoints
 from cache import OBJECTS
+from calibration import fit as fit_calibration
 from classes import NETWORKS, build, freeze, parameters
 from datasets import ImageSet, banner, describe, load, set_name
 from devices import open_device
@@ -38,14 +40,16 @@ from files import (
     write_csv,
 )
 from fitting import Recipe, fit
+from scoring import logits
 
 SMOKE_PICTURES = 640
 STRONG = Recipe(epochs=16, batch_size=256, lr=0.4, nesterov=True, weight_decay=5e-4, schedule="one-cycle",
-                label_smoothing=0.1, augment=("flip", "shift"), precision="bf16")
+                label_smoothing=0.1, augment=("flip", "shift"), average=150, precision="bf16")
 RECIPES = {
     "course": Recipe(),
     "strong": STRONG,
-    "fast": replace(STRONG, epochs=4),
+    "fast": replace(STRONG, epochs=5),
+    "robust": replace(STRONG, augment=(*STRONG.augment, "degrade")),
     "finetune": Recipe(epochs=30, batch_size=32, lr=0.01, nesterov=True, weight_decay=1e-4,
                        schedule="plateau", augment=("flip", "shift")),
 }
@@ -207,10 +211,16 @@ def epoch_line(row: dict, epochs: int) -> str:
 
 def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: dict, reached: dict) -> None:
     val = data["val"]
-    path = checkpoints.path_of(name)
+    path, source = checkpoints.path_of(name), f"{len(val):,} validation pictures of {val.name}"
+    try:
+        found = logits(network, val, next(network.parameters()).device)
+        calibration = {"calibration": fit_calibration(val.labels, found, source)}
+    except TellError as error:  # of a network that has learnt nothing
+        print(f"no calibration: {error}")
+        calibration = {}
     checkpoints.write(path, checkpoints.pack(
         network, facts["architecture"], facts["arguments"], threshold=reached["threshold"],
-        threshold_source=f"highest accuracy on {len(val):,} validation pictures of {val.name}",
+        threshold_source=f"highest accuracy on {source}", **calibration,
         data=val.name, fingerprint=val.fingerprint,
         pictures={split: len(part) for split, part in data.items()}, smoke=facts["smoke"],
         seed=reached["seed"], recipe=facts, epochs=facts["epochs"], metrics=reached,

@@ -16,10 +16,12 @@ OUTSIDE = {name: os.environ.get(f"TELL_{name}") for name in SETTINGS}
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """No test sees or writes the user's data, models and results."""
+    """No test sees or writes the user's data, models and results, or leaves figures to the next."""
     for name in SETTINGS:
         monkeypatch.setenv(f"TELL_{name}", str(tmp_path / name.lower()))
-    return tmp_path
+    yield tmp_path
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")

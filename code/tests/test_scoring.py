@@ -5,8 +5,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import make_tree, run_tell
+from conftest import encoded, make_tree, run_tell
 from hypothesis import given, settings
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn import metrics
 
@@ -195,3 +196,39 @@ def test_groups_and_mistakes():
     assert scoring.most_wrong(labels, scores, 1, 2).tolist() == [2, 4]
     assert scoring.most_wrong(labels, scores, 0, 1).tolist() == [0]
     assert [row["accuracy"] for row in scoring.sweep(labels, scores, np.array([0.0, 0.5]))] == [0.6, 0.4]
+
+
+def test_pictures_of_any_format_are_scored_or_named(saved, tmp_path, capsys):
+    """Every file below real/ and fake/ is one or the other, and every row of the issue is printed."""
+    random = np.random.default_rng(0)
+    folder_of = {label: tmp_path / "mine" / label.lower() for label in ("REAL", "FAKE")}
+    kinds = (("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("L", "PNG"), ("P", "GIF"), ("1", "TIFF"),
+             ("RGB", "WEBP"), ("RGB", "BMP"))
+    for label, where in folder_of.items():
+        where.mkdir(parents=True)
+        for i, (mode, kind) in enumerate(kinds):
+            picture = Image.fromarray(random.integers(0, 256, (20 + i, 70, 3), dtype=np.uint8))
+            (where / f"{i} {label}.{kind}").write_bytes(encoded(picture.convert(mode), kind))
+        (where / "cut.jpg").write_bytes(encoded(picture, "JPEG")[:300])
+        (where / "notes.txt").write_text("no picture")
+    row = test.main(["-mf", "net-s0", "--data", str(tmp_path / "mine")])["models"][0]
+    said = capsys.readouterr().out
+    assert row["n"] == 2 * len(kinds)
+    assert said.count("unreadable: ") == 4
+    for words in ("majority baseline", "metadata only", "balanced accuracy", "ROC AUC", "transferred",
+                  "(oracle)", "Pd at 1 % false alarm", "calibration "):
+        assert words in said
+
+
+@pytest.mark.parametrize("label", ["real", "fake"])
+def test_a_folder_of_one_class_is_scored(saved, tmp_path, label, capsys):
+    (tmp_path / "mine" / label).mkdir(parents=True)
+    for i in range(5):
+        picture = Image.fromarray(np.full((40 + i, 60, 3), 50 * i, np.uint8))
+        (tmp_path / "mine" / label / f"{i}.png").write_bytes(encoded(picture, "PNG"))
+    row = test.main(["-mf", "net-s0", "--data", str(tmp_path / "mine")])["models"][0]
+    assert (row["n"], row["majority"]) == (5, 1)
+    assert row["accuracy"] == row[f"{label}_recall"]
+    said = capsys.readouterr().out
+    assert "one class only" in said
+    assert "nan" not in said

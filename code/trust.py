@@ -1,0 +1,254 @@
+"""How far a verdict can be trusted, on one set beside another: thresholds, false alarms, sources, coverage.
+
+    python code/trust.py -mf base_model --data cifake wild     one row a set, and the reliability diagrams
+
+Reads the scores that test.py saved of each set, and the checkpoint's threshold and calibration; writes
+paper/results/trust-NAME.csv and paper/figures/trust-NAME.png. test.py prints the same numbers of one set.
+"""
+import numpy as np
+
+import checkpoints
+from calibration import (
+    DRAWS,
+    FALSE_ALARMS,
+    both_classes,
+    coverage,
+    errors,
+    errors_line,
+    rate,
+    scaled,
+    verdicts,
+)
+from datasets import SPLITS, set_name
+from files import Parser, TellError, atomic, command_line, folder, shown, write_csv
+from scoring import Z95, choose_threshold, read_scores, score, sigmoid, wilson
+
+SHOWN = 20  # sources that are printed
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+def balanced_accuracy(labels: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Mean of both classes' recalls with its 95 % interval: labels bool (n,), right bool (n,).
+
+    The recalls' Wilson intervals, squared and added (Newcombe, Statistics in Medicine 17, 1998, method 10),
+    so that a recall of 100 % has an interval as well.
+    """
+    parts = [rate("x", right[mine].sum(), mine.sum()) for mine in (~labels, labels)]
+    middle = sum(part["x"] for part in parts) / 2
+    down, up = (np.sqrt(sum((part["x"] - part[end]) ** 2 for part in parts)) / 2
+                for end in ("x_low", "x_high"))
+    return {"balanced_accuracy": middle, "balanced_accuracy_low": float(middle - down),
+            "balanced_accuracy_high": float(middle + up)}
+
+
+def auc_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """95 % interval of the ROC AUC: labels bool (n,), scores (n,). DeLong et al., Biometrics 44, 1988.
+
+    That has no width where the classes do not overlap, or with one picture of a class: there it is
+    Wilson's, of as many trials as the smaller class has pictures.
+    """
+    reals, fakes = np.sort(scores[~labels]), np.sort(scores[labels])
+    above, below = share_below(reals, fakes), share_below(fakes, reals)
+    auc, n = float(above.mean()), min(len(reals), len(fakes))
+    if n == 1 or auc in (0, 1):
+        low, high = wilson(auc * n, n)
+    else:
+        half = Z95 * np.sqrt(above.var(ddof=1) / len(fakes) + below.var(ddof=1) / len(reals))
+        low, high = float(auc - half), float(auc + half)
+    return {"roc_auc_low": max(0.0, low), "roc_auc_high": min(1.0, high)}
+
+
+def share_below(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each value the share of `ordered` that lies below it, ties half."""
+    return sum(np.searchsorted(ordered, values, side) for side in ("left", "right")) / (2 * len(ordered))
+
+
+def detection(labels: np.ndarray, scores: np.ndarray, false_alarm: float) -> dict[str, float]:
+    """{"pd", "pd_low", "pd_high"}: share of fakes above all but this share of the reals of the same set.
+
+    labels bool (n,), scores or logits (n,). 95 % interval: percentile bootstrap of both classes, with the
+    threshold set anew in each resample. Of a resample of n reals the k-th least has, among the original
+    ones, the rank ceil(n B) with B ~ Beta(k, n + 1 - k); so resamples need not be made.
+    """
+    reals, fakes = np.sort(scores[~labels]), np.sort(scores[labels])
+    k = max(1, len(reals) - int(false_alarm * len(reals) + 1e-9))
+    random = np.random.default_rng(0)
+    ranks = np.ceil(len(reals) * random.beta(k, len(reals) + 1 - k, DRAWS)).astype(int)
+    found = 1 - np.searchsorted(fakes, reals[np.append(k, ranks) - 1], "right") / len(fakes)
+    low, high = np.quantile(random.binomial(len(fakes), found[1:]) / len(fakes), (0.025, 0.975))
+    return {"pd": float(found[0]), "pd_low": float(low), "pd_high": float(high)}
+
+
+def transferred(labels: np.ndarray, logits: np.ndarray, bound: float) -> dict[str, float]:
+    """Shares of reals and of fakes whose logit is above a bound set elsewhere, with Wilson intervals."""
+    above = logits > bound
+    return {**rate("false_alarm", above[~labels].sum(), (~labels).sum()),
+            **rate("pd", above[labels].sum(), labels.sum())}
+
+
+def report(labels: np.ndarray, logits: np.ndarray, threshold: float, rule: dict | None) -> dict[str, float]:
+    """All that test.py adds to scoring.score(), as one flat row: labels (n,), logits of FAKE (n,).
+
+    What needs both classes is left out for a set of one, what needs a calibration where there is none.
+    *_oracle: at the threshold of highest accuracy on these very pictures; pd_at_P: Pd at P % false alarm,
+    threshold of these very pictures; *_val_P: at the bound that validation set for P %.
+    """
+    labels, logits = np.asarray(labels).astype(bool), np.asarray(logits, np.float64)
+    row = of_both_classes(labels, logits, threshold, rule) if 0 < labels.sum() < len(labels) else {}
+    if not rule:
+        return row
+    for share, bound in rule["false_alarm_bounds"].items():
+        row |= renamed(transferred(labels, logits, bound), f"_val_{100 * share:g}")
+    for found in coverage(labels, logits, rule):
+        row |= renamed({key: found[key] for key in list(found)[2:]}, f"_{found['label'].lower()}")
+    told = verdicts(logits, rule)
+    decided = told != "cannot tell"
+    right = ((told == "FAKE") == labels)[decided].sum()
+    return row | {"decided": int(decided.sum()), **rate("decided_accuracy", right, decided.sum())}
+
+
+def of_both_classes(labels: np.ndarray, logits: np.ndarray, threshold: float, rule: dict | None) -> dict:
+    labels, logits = both_classes(labels, logits)
+    scores = sigmoid(logits)
+    oracle, accuracy = choose_threshold(labels, scores)
+    row = {**balanced_accuracy(labels, (scores >= threshold) == labels), **auc_interval(labels, scores),
+           "threshold_oracle": oracle, "accuracy_oracle": accuracy,
+           **renamed(balanced_accuracy(labels, (scores >= oracle) == labels), "_oracle")}
+    for share in FALSE_ALARMS:
+        row |= renamed(detection(labels, logits, share), f"_at_{100 * share:g}")
+    row |= errors(labels, logits)
+    if rule:
+        row |= {f"calibrated_{key}": value for key, value in errors(labels, scaled(logits, rule)).items()}
+    return row
+
+
+def renamed(row: dict, mark: str) -> dict:
+    """The same numbers, `mark` put before _low and _high or else at the end of their names."""
+    return {next((key.removesuffix(end) + mark + end for end in ("_low", "_high") if key.endswith(end)),
+                 key + mark): value for key, value in row.items()}
+
+
+def by_source(labels: np.ndarray, scores: np.ndarray, threshold: float, sources: np.ndarray) -> list[dict]:
+    """A row for each source, sources str (n,): n and recall of each class, balanced accuracy; last AVG.
+
+    What a source has no pictures of is nan, and left out of the mean, in which every source counts once.
+    """
+    labels = np.asarray(labels).astype(bool)
+    right, rows = (np.asarray(scores) >= threshold) == labels, []
+    for source in np.unique(sources):
+        row = {"source": str(source)}
+        for name, mine in (("real", (sources == source) & ~labels), ("fake", (sources == source) & labels)):
+            row |= {f"n_{name}": int(mine.sum()), **rate(f"{name}_recall", right[mine].sum(), mine.sum())}
+        rows.append(row | {"balanced_accuracy": (row["real_recall"] + row["fake_recall"]) / 2})
+    means = {key: [row[key] for row in rows if np.isfinite(row[key])]
+             for key in ("real_recall", "fake_recall", "balanced_accuracy")}
+    last = {key: sum(row[key] for row in rows) for key in ("n_real", "n_fake")}
+    last |= {key: float(np.mean(values)) if values else float("nan") for key, values in means.items()}
+    return [*rows, {key: last.get(key, float("nan")) for key in rows[0]} | {"source": "AVG"}]
+
+
+# --- print -------------------------------------------------------------------------------------
+
+def percent(row: dict, key: str) -> str:
+    """"91.46 % [91.06, 91.84]"; "none to measure" where there was no picture."""
+    if not np.isfinite(row[key]):
+        return "none to measure"
+    return f"{row[key]:.2%} [{100 * row[f'{key}_low']:.2f}, {100 * row[f'{key}_high']:.2f}]"
+
+
+def print_report(row: dict, rule: dict | None) -> None:
+    """Lines of what report() and scoring.score() found, for a reader; brackets hold 95 % intervals."""
+    if "pd_at_1" in row:
+        print(f"balanced accuracy  {percent(row, 'balanced_accuracy')}   ROC AUC "
+              f"{row['roc_auc']:.4f} [{row['roc_auc_low']:.4f}, {row['roc_auc_high']:.4f}]")
+        print(f"accuracy           {row['accuracy']:.2%} at {row['threshold']:.4f}, transferred; "
+              f"{row['accuracy_oracle']:.2%} at {row['threshold_oracle']:.4f}, chosen on these (oracle)")
+        for p in (1, 5):
+            print(f"Pd at {p} % false alarm, set on these pictures: {percent(row, f'pd_at_{p}')}")
+    else:
+        print("one class only: no balanced accuracy, AUC, oracle, Pd at a false alarm rate, calibration")
+    if not rule:
+        print('no calibration in this checkpoint, so no "cannot tell": python code/calibration.py adds it')
+        return
+    for p in (1, 5):
+        print(f"set for {p} % by validation: false alarm {percent(row, f'false_alarm_val_{p}')}, "
+              f"Pd {percent(row, f'pd_val_{p}')}")
+    if "pd_at_1" in row:
+        print(f"calibration        as it is:   {errors_line(row)}")
+        print(f"                   calibrated: {errors_line(row, 'calibrated_')}")
+    print_verdicts(row, rule)
+
+
+def print_verdicts(row: dict, rule: dict) -> None:
+    print(f"three verdicts     conformal, alpha {rule['alpha']:g}, bounds from the {rule['source']}")
+    for name in ("real", "fake"):
+        if np.isnan(row[f"coverage_{name}"]):
+            continue
+        print(f"  {name.upper()} pictures    covered {percent(row, f'coverage_{name}')}, "
+              f"cannot tell {percent(row, f'cannot_tell_{name}')}, wrong {percent(row, f'wrong_{name}')}")
+    print(f"  {row['decided']:,} verdicts  right {percent(row, 'decided_accuracy')}")
+
+
+def print_sources(rows: list[dict]) -> None:
+    """The sources of most pictures, and the mean over all."""
+    print("by source          " + f"{'REAL n':>8}{'recall':>9}{'FAKE n':>9}{'recall':>9}{'balanced':>10}")
+    largest = sorted(rows[:-1], key=lambda row: -row["n_real"] - row["n_fake"])[:SHOWN]
+    for row in (*largest, rows[-1]):
+        real, fake, both = (f"{row[key]:.2%}" if np.isfinite(row[key]) else "-"
+                            for key in ("real_recall", "fake_recall", "balanced_accuracy"))
+        print(f"  {row['source'][:16]:<17}{row['n_real']:>8,}{real:>9}{row['n_fake']:>9,}{fake:>9}{both:>10}")
+    if len(rows) - 1 > SHOWN:
+        print(f"  the {SHOWN} largest of {len(rows) - 1:,}; the mean is over all")
+
+
+# --- command line ------------------------------------------------------------------------------
+
+def saved(model: str, data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits that test.py saved; one line that says how to make them where they are not there."""
+    path = folder("results") / f"scores-{model}-{set_name(data)}-{split}.csv"
+    if not path.exists():
+        raise TellError(f"{shown(path)}: not there; first python code/test.py -mf {model} --data {data} "
+                        f"--split {split}")
+    return read_scores(path)[1:]
+
+
+def table(sets: dict[str, tuple], facts: dict) -> list[dict]:
+    """One row of numbers a set, equal columns, "" where a set cannot give one."""
+    rows = []
+    for data, (labels, logits) in sets.items():
+        rows.append({"data": data, **score(labels, sigmoid(logits), facts["threshold"]),
+                     **report(labels, logits, facts["threshold"], facts["calibration"])})
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key, "") for key in keys} for row in rows]
+
+
+def parser() -> Parser:
+    flags = Parser(description=__doc__)
+    flags.add_argument("-mf", "--modelfile", dest="mf", required=True, metavar="NAME", help="the checkpoint")
+    flags.add_argument("--data", nargs="+", default=["cifake"], metavar="SET", help="scored sets (cifake)")
+    flags.add_argument("--split", choices=SPLITS, default="test", help="which part of them (test)")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parser().parse_args(argv)
+    model, (_, facts) = checkpoints.model_name(args.mf), checkpoints.load(args.mf)
+    if "calibration" not in facts:
+        raise TellError(f"{args.mf} has no calibration; python code/calibration.py -mf {args.mf} adds it")
+    sets = {set_name(data): saved(model, data, args.split) for data in args.data}
+    rows = table(sets, facts)
+    for row in rows:
+        print(f"\n{model} on {row['data']}, {args.split} split, n = {row['n']:,}: {percent(row, 'accuracy')}")
+        print_report({key: value for key, value in row.items() if value != ""}, facts["calibration"])
+    path, figure = folder("results") / f"trust-{model}.csv", folder("figures") / f"trust-{model}.png"
+    write_csv(path, rows)
+    from trust_figures import draw  # matplotlib takes a second
+    with atomic(figure) as file:
+        draw(model, sets, facts["calibration"]).savefig(file)
+    print(f"\nnumbers: {shown(path)}\nfigure:  {shown(figure)}")
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    command_line(main)
