@@ -1,0 +1,360 @@
+"""infer.py, gather.py, rows.py: a row for every file, whatever it is, whatever stops the run."""
+import csv
+import http.server
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zlib
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import CODE, assert_one_line, encoded, jpeg, make_tree, run_tell
+from PIL import Image
+from test_tiles import FACTS, network, noise
+
+import calibration
+import checkpoints
+import gather
+import infer
+import rows
+import scoring
+import test
+from files import TellError
+
+
+@pytest.fixture
+def model(own_folders):
+    checkpoints.write(checkpoints.path_of("one"), checkpoints.pack(network(), "CIFAKE_CNN", {}, **FACTS))
+    return "one"
+
+
+def flags_of(source, output, *flags) -> list[str]:
+    return ["--input", str(source), "--output", str(output), "-mf", "one", *flags]
+
+
+def judged(source, output, *flags, workers=0) -> list[dict]:
+    infer.main(flags_of(source, output, "--workers", str(workers), *flags))
+    return json.loads(output.read_text())
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few bytes that says it has side x side pixels."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def turned(picture: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    return encoded(picture, "JPEG", exif=exif)
+
+
+BIG = Image.fromarray(noise(64, 96))
+DEEP = Image.fromarray(noise(64, 96)[..., 0].astype(np.uint16) * 257)
+MOVING = encoded(BIG, "GIF", save_all=True, append_images=[BIG.rotate(90)])
+ZOO = {  # name: (content, words of the treatment, or of the error)
+    "a plain.jpg": (jpeg(noise(32, 32)), "whole", ""),
+    "animated.gif": (MOVING, "first of 2 frames", ""),
+    "bomb.png": (bomb(60_000), "", "decompression bomb"),
+    "cmyk.jpg": (encoded(BIG.convert("CMYK"), "JPEG"), "CMYK to RGB", ""),
+    "deep.png": (encoded(DEEP, "PNG"), "I;16 to RGB", ""),
+    "empty.jpg": (b"", "", "empty file"),
+    "giant.png": (bomb(12_000), "", "giant: 12000x12000"),
+    "palette.png": (encoded(BIG.convert("P"), "PNG"), "P to RGB", ""),
+    "pixel.png": (encoded(BIG.crop((0, 0, 1, 1)), "PNG"), "enlarged", ""),
+    "see through.png": (encoded(BIG.convert("RGBA"), "PNG"), "RGBA to RGB", ""),
+    "text.jpg": (b"<html>no picture</html>", "", "not a readable picture"),
+    "truncated.jpg": (jpeg(noise(64, 96))[:900], "", "damaged JPEG"),
+    "truncated.png": (encoded(BIG, "PNG")[:900], "", "not a readable picture"),
+    "turned.jpg": (turned(BIG), "6 of 6 tiles", ""),
+    "two\nlines.png": (encoded(BIG, "PNG"), "6 of 6 tiles", ""),
+    "\udcff bytes.webp": (encoded(BIG, "WEBP"), "6 of 6 tiles", ""),
+}
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    for name, (content, *_) in ZOO.items():
+        (tmp_path / "zoo" / "inner").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "zoo" / "inner" / name).write_bytes(content)
+    os.mkfifo(tmp_path / "zoo" / "pipe.jpg")
+    (tmp_path / "zoo" / "nowhere.jpg").symlink_to("gone.jpg")
+    (tmp_path / "zoo" / ".hidden").write_bytes(b"the file manager's")
+    return tmp_path / "zoo"
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+def test_verdicts_are_test_pys(model, tree, tmp_path):
+    found = judged(tree / "test", tmp_path / "v.json", workers=2)
+    numbers = test.main(["-mf", model, "--data", str(tree)])["models"][0]
+    paths, labels, logits = scoring.read_scores(tmp_path / "results" / "scores-one-tree-test.csv")
+    assert ["test/" + row["path"] for row in found] == paths.tolist()
+    assert [np.float32(row["logit"]) for row in found] == logits.tolist()
+    said = np.array([row["verdict"] == "FAKE" for row in found])
+    assert (said == labels).mean() == numbers["accuracy"]
+    np.testing.assert_allclose([row["probability"] for row in found], scoring.sigmoid(logits), atol=6e-7)
+    assert all((row["margin"] >= 0) == (row["verdict"] == "FAKE") for row in found)
+    assert {(row["threshold"], row["treatment"], *row["warnings"]) for row in found} == {
+        (0.4, "whole", "not calibrated")}
+
+
+def test_calibrated_verdicts_probabilities_and_threshold():
+    pictures = [noise(32, 32, seed) // (1 + seed % 3) for seed in range(60)]
+    made = network()
+    logits = np.array([row["logit"] for row in infer.judge(made, FACTS, pictures)])
+    middle, spread = np.median(logits), logits.std()
+    rule = {"temperature": 2 * spread, "bias": middle, "real_bound": middle + spread / 3,
+            "fake_bound": middle - spread / 3}
+    facts = FACTS | {"calibration": rule, "threshold": float(scoring.sigmoid(np.array([middle]))[0])}
+    found = infer.judge(made, facts, pictures, names=[f"{i}.png" for i in range(60)])
+    assert [row["verdict"] for row in found] == calibration.verdicts(logits, rule).tolist()
+    assert {row["verdict"] for row in found} == {"FAKE", "REAL", "cannot tell"}
+    probabilities = [row["probability"] for row in found]
+    np.testing.assert_allclose(probabilities, calibration.calibrated(logits, rule), atol=1e-6)
+    assert found[0]["threshold"] == pytest.approx(0.5)  # the bias is at the median
+    assert (found[7]["path"], found[7]["warnings"]) == ("7.png", [])
+
+
+@pytest.mark.parametrize(("cut", "expected"), [(0.0, 0), (1.0, 1), (np.nextafter(1, 2), 1)])
+def test_thresholds_at_the_ends_stay_there(cut, expected):
+    rule = {"temperature": 1.0, "bias": 0.0, "real_bound": 0, "fake_bound": 0}
+    assert infer.said_of(np.array([0.3]), cut, rule)[2] == expected
+
+
+def test_warnings_say_what_the_verdict_cannot_rest_on():
+    black = np.zeros((64, 64, 3), np.uint8)
+    large, small, flat = infer.judge(network(), FACTS, [noise(64, 64), noise(20, 90), black])
+    assert "trained on pictures of 32x32 pixels only (noise)" in large["warnings"]
+    assert any(text.startswith("small") for text in small["warnings"])
+    assert (flat["verdict"], infer.BLANK in flat["warnings"]) == ("cannot tell", True)
+    assert (large["views"], large["share"] * 4 % 1, small["views"]) == (4, 0, 1)
+    long, = infer.judge(network("Natural"), FACTS, [noise(64, 200)])
+    assert "long: less than half of it was seen" in long["warnings"]
+    assert infer.judge(network(), FACTS, []) == []
+
+
+@pytest.mark.parametrize("quality", [20, 35, 50, 69, 75, 90, 100])
+def test_jpeg_quality_is_the_one_it_was_saved_with(quality):
+    more = {"exif": b"Exif\0\0MM\0*" * 9}
+    plain, with_exif = (encoded(BIG, "JPEG", quality=quality, **options) for options in ({}, more))
+    assert infer.jpeg_quality(plain) == pytest.approx(quality, abs=1.5)
+    assert infer.jpeg_quality(with_exif) == infer.jpeg_quality(plain)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff", MOVING, jpeg(noise(8, 8))[:30]])
+def test_what_is_no_whole_jpeg_has_no_quality(data):
+    assert infer.jpeg_quality(data) is None
+
+
+# --- files -------------------------------------------------------------------------------------
+
+def test_every_file_has_a_row_and_every_failure_its_reason(model, zoo, tmp_path):
+    found = {row["path"]: row for row in judged(zoo, tmp_path / "v.json", workers=1)}
+    assert len(found) == len(ZOO) + 2
+    for name, (_, treatment, error) in ZOO.items():
+        row = found["inner/" + name.encode(errors="backslashreplace").decode()]
+        assert error in (row["error"] or ""), name
+        assert treatment in (row["treatment"] or ""), name
+        assert bool(row["verdict"]) == (not error) == (row["probability"] is not None), name
+    assert (found["inner/turned.jpg"]["width"], found["inner/turned.jpg"]["height"]) == (64, 96)
+    assert "not a regular file" in found["pipe.jpg"]["error"] or "Invalid" in found["pipe.jpg"]["error"]
+    assert "No such file" in found["nowhere.jpg"]["error"]
+
+
+def test_all_formats_hold_the_same_rows(model, zoo, tmp_path):
+    expected = judged(zoo, tmp_path / "v.json")
+    for ending in (".jsonl", ".csv", ".parquet"):
+        infer.main(flags_of(zoo, tmp_path / f"v{ending}", "--workers", "0"))
+    lines = (tmp_path / "v.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == expected
+    assert pq.read_table(tmp_path / "v.parquet").to_pylist() == expected
+    with open(tmp_path / "v.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, one in zip(table, expected, strict=True):
+        texts = one | {"warnings": "; ".join(one["warnings"] or ())}
+        assert row == {key: "" if value is None else str(value) for key, value in texts.items()}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_list_of_files_keeps_its_order_and_its_duplicates(model, zoo, tmp_path):
+    names = ["zoo/inner/turned.jpg", "zoo/inner/a plain.jpg", "zoo/none.png", "zoo/inner/a plain.jpg",
+             "zoo/\0.png", "ftp://127.0.0.1/a.png", "file:///etc/hostname"]
+    (tmp_path / "some.txt").write_text("\ufeff" + "\r\n\r\n".join(names))
+    found = judged(tmp_path / "some.txt", tmp_path / "v.json")
+    assert [row["path"] for row in found] == names
+    assert [bool(row["error"]) for row in found] == [False, False, True, False, True, True, True]
+    assert all("unknown url type" in row["error"] for row in found[5:])
+
+
+def test_output_and_maps_inside_the_input_are_not_judged(model, zoo, tmp_path):
+    (zoo / "maps").mkdir()
+    for earlier in ("v.json", "maps/000000-old.png"):
+        (zoo / earlier).write_bytes(b"of an earlier run")
+    found = judged(zoo, zoo / "v.json", "--explain", str(zoo / "maps"))
+    assert len(found) == len(ZOO) + 2
+    maps = [path for path in (zoo / "maps").iterdir() if path.name != "000000-old.png"]
+    assert len(maps) == sum(not error for _, _, error in ZOO.values())
+    assert Image.open(next(path for path in maps if "a_plain" in path.name)).size == (512, 512)
+
+
+# --- URLs --------------------------------------------------------------------------------------
+
+class Server(http.server.BaseHTTPRequestHandler):
+    good = jpeg(noise(32, 32))
+
+    def do_GET(self):
+        status, length, body, more = {
+            "/good.jpg": (200, len(self.good), self.good, {}),
+            "/umlaut-%C3%A4.jpg": (200, len(self.good), self.good, {}),
+            "/moved": (302, 0, b"", {"Location": "/good.jpg"}),
+            "/trap": (302, 0, b"", {"Location": "file:///etc/hostname"}),
+            "/ftp": (302, 0, b"", {"Location": "ftp://127.0.0.1/x.png"}),
+            "/short.jpg": (200, len(self.good) + 9, self.good, {}),
+            "/large.jpg": (200, 10**12, b"", {}),
+            "/endless.jpg": (200, None, b"x" * 200_000, {}),
+            "/page.html": (200, 5, b"<html", {}),
+        }.get(self.path, (404, 0, b"", {}))
+        self.send_response(status)
+        for key, value in (more | ({} if length is None else {"Content-Length": str(length)})).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.path == "/slow.jpg":
+            time.sleep(2)
+        self.wfile.write(body)
+
+    def log_message(self, *text):
+        """Quiet."""
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_each_url_has_a_row_and_only_http_is_opened(model, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(gather, "MAX_DOWNLOAD", 100_000)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    expected = {"good.jpg": "", "umlaut-ä.jpg": "", "moved": "", "none": "Not Found", "trap": "file",
+                "ftp": "unknown url type: ftp", "short.jpg": "cut short", "large.jpg": "more than",
+                "endless.jpg": "more than", "page.html": "not a readable picture"}
+    (tmp_path / "urls.txt").write_text("\n".join(f"{server}/{name}" for name in expected))
+    found = judged(tmp_path / "urls.txt", tmp_path / "v.json")
+    for row, (name, error) in zip(found, expected.items(), strict=True):
+        assert bool(row["error"]) == bool(error), row
+        assert error in (row["error"] or ""), (name, row["error"])
+    assert judged(f"{server}/good.jpg", tmp_path / "one.json")[0]["logit"] == found[0]["logit"]
+
+
+# --- interruptions -----------------------------------------------------------------------------
+
+def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):
+    tree = make_tree(tmp_path / "many", train=450, test=1)
+    (tree / "train" / "FAKE" / "broken.jpg").write_bytes(b"broken")
+    expected = judged(tree, tmp_path / "whole.json")
+    output = tmp_path / "v.json"
+    slow = f"""
+import sys, time
+sys.path.insert(0, {str(CODE)!r})
+import infer
+whole = infer.Run.judged
+infer.Run.judged = lambda *given: (time.sleep(0.3), whole(*given))[1]
+infer.main({flags_of(tree, output, "--workers", "1")!r})"""
+    child = subprocess.Popen([sys.executable, "-c", slow])
+    partial = rows.partial_of(output)
+    while not partial.exists() or partial.read_bytes().count(b"\n") < 2 * scoring.BATCH_SIZE:
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not output.exists()
+    with open(partial, "ab") as file:
+        file.write(b'{"path": "torn')
+    lines = partial.read_bytes().count(b"\n") - 1
+    done = infer.main(flags_of(tree, output, "--workers", "0"))
+    assert json.loads(output.read_text()) == expected
+    assert done["judged"] == len(expected) - lines // scoring.BATCH_SIZE * scoring.BATCH_SIZE < len(expected)
+    assert not partial.exists()
+
+
+def test_another_run_is_not_gone_on_with(model, tree, tmp_path):
+    output = tmp_path / "v.csv"
+    flags = flags_of(tree, output, "--workers", "0")
+    run = infer.Run(infer.parser().parse_args(flags))
+    names = list(run.names())
+    kept = rows.Rows(output, infer.COLUMNS, run.key())
+    kept.add([{"path": name} for name in names])
+    assert_one_line(run_tell("infer.py", *flags), "v.csv.partial: another run is writing it")
+    kept.file.close()
+    with pytest.raises(TellError, match="with another model, other flags or files"):
+        infer.main([*flags, "--way", "squash"])
+    first = tree / names[0]
+    first.rename(first.with_name("renamed.jpg"))
+    with pytest.raises(TellError, match="the files changed"):
+        infer.main(flags)
+    assert not output.exists()
+
+
+def test_a_killed_worker_is_one_clear_line(model, tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(infer.Reader, "one", lambda self, name: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(TellError, match="a decoding process was killed"):
+        judged(tree, tmp_path / "v.json", workers=1)
+
+
+def test_memory_does_not_grow_with_the_number_of_files(model, tmp_path):
+    peaks = []
+    for n in (500, 4000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        first = folder / "0.jpg"
+        first.write_bytes(jpeg(noise(32, 32)))
+        for i in range(1, n):
+            os.link(first, folder / f"{i}.jpg")
+        tracemalloc.start()
+        infer.main(flags_of(folder, tmp_path / f"{n}.csv", "--workers", "0"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 400 * 3500  # bytes: a name in its folder's listing; no pixels, no rows
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--input", "none", "--output", "v.csv"], ["none", "no such file or folder"]),
+    (["--input", "here", "--output", "v.xls"], ["v.xls", ".csv", ".parquet"]),
+    (["--input", "here", "--output", "v.csv", "-mf", "two"], ["two.pth", "no such checkpoint"]),
+    (["--input", "empty", "--output", "v.csv"], ["empty", "no files there"]),
+    (["--input", "here", "--output", "here/0.jpg/v.csv"], ["0.jpg", "cannot be created", "--output"]),
+    (["--input", "here/bad.jpg", "--output", "v.csv"], ["bad.jpg", "none of its 1 files", "v.csv"]),
+    (["--input", "here", "--output", "v.csv", "--way", "guess"], ["--way", "tiles"]),
+])
+def test_a_mistake_is_one_line(model, tmp_path, flags, words, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "here" / "0.jpg").write_bytes(jpeg(noise(32, 32)))
+    (tmp_path / "here" / "bad.jpg").write_bytes(b"bad")
+    flags = [*flags, "--workers", "0", *(() if "-mf" in flags else ("-mf", "one"))]
+    with pytest.raises((TellError, SystemExit)) as caught:
+        infer.main(flags)
+    line = capsys.readouterr().err.strip() or str(caught.value)
+    assert "\n" not in line
+    assert [word for word in words if word not in line] == []
+
+
+def test_command_line_as_a_process(model, tree, tmp_path):
+    done = run_tell("infer.py", "--input", tree, "--output", "v.jsonl", "-mf", "one", "--smoke", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "100 files: " in done.stdout
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 100
