@@ -1,0 +1,219 @@
+"""False alarms on photographs of classes that no training picture showed, all real: CIFAR-100.
+
+    python code/transfer.py                      every model that is here of base, mini, attention, strong
+    python code/transfer.py -mf base_model       these only
+
+Without CIFAR-100 its stand-in is scored, see cifar100.py; without that the built-in sample, which proves
+nothing. Neither was ever JPEG at 32 pixels, as CIFAKE is, so each photograph is scored as it is and saved
+as such a JPEG. Writes paper/results/false-alarms-SET.csv, and scores-NAME-SET-test.csv for the photographs
+as they are.
+"""
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import checkpoints
+from cache import OBJECTS
+from cifar100 import open_photographs
+from classes import pick_device
+from datasets import ImageSet
+from figures import STYLE, plot_pictures
+from files import Parser, command_line, folder, read_csv, shown, write_csv
+from lossless import MODELS, as_jpeg, models_here
+from scoring import logits, ratio, sigmoid, wilson
+
+CIFAKE_QUALITY = 75
+VERSIONS = ("as they are", f"as JPEG {CIFAKE_QUALITY}")
+PERMUTATIONS = 2000
+SMOKE_PICTURES = 200
+
+
+# --- false alarms ------------------------------------------------------------------------------
+
+def title(data: ImageSet) -> str:
+    """What the photographs are, for the head of a table or figure."""
+    groups, classes = (len(set(column.tolist())) for column in classes_of(data))
+    what = {"cifar100": "CIFAR-100, test half", "cifar100-changed": "CIFAR-100, NOT as published",
+            "imagenet1000": "ImageNet photographs in place of CIFAR-100",
+            "sample": "BUILT-IN SAMPLE, for smoke runs, not for conclusions"}[data.name]
+    return f"{what}: n = {len(data):,} real, {groups} groups, {classes:,} classes"
+
+
+def classes_of(data: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Group (superclass) and class of each photograph, str (n,), from its path."""
+    parts = [path.split("/")[2:] for path in data.paths.tolist()]
+    known = [(part[0], part[1]) if len(part) > 1 else (data.name, data.name) for part in parts]
+    groups, classes = zip(*known, strict=True)
+    return np.array(groups), np.array(classes)
+
+
+def rate(called: np.ndarray) -> dict:
+    """n, how many are called FAKE (bool (n,)), and their share with its 95 % interval (Wilson)."""
+    low, high = wilson(int(called.sum()), len(called))
+    return {"n": len(called), "called_fake": int(called.sum()), "false_alarm": float(called.mean()),
+            "false_alarm_low": low, "false_alarm_high": high}
+
+
+def false_alarms(called: np.ndarray, data: ImageSet) -> list[dict]:
+    """The rate of photographs called FAKE (bool (n,)): of all, of each group, of each class.
+
+    Without classes where each has a single photograph, which has no rate.
+    """
+    groups, classes = classes_of(data)
+    rows = [{"level": "all", "name": data.name, **rate(called)}]
+    levels = {"group": groups} | ({"class": classes} if len(set(classes.tolist())) < len(data) else {})
+    for level, column in levels.items():
+        rows += [{"level": level, "name": name, **rate(called[column == name])}
+                 for name in np.unique(column).tolist()]
+    return rows
+
+
+def equal_rates_p(n: np.ndarray, called_fake: np.ndarray, seed: int = 0) -> float:
+    """p of the hypothesis that groups of n pictures (int, (k,)) have one rate of called_fake (int, (k,)).
+
+    Permutation test of Pearson's chi-squared statistic (PERMUTATIONS draws, so at least 1 / 2001), right for
+    groups of any size; nan without groups.
+    """
+    if not len(n):
+        return float("nan")
+    n, called_fake = np.asarray(n), np.asarray(called_fake)
+    draws = np.random.default_rng(seed).multivariate_hypergeometric(n, called_fake.sum(), PERMUTATIONS)
+    expected = n * called_fake.sum() / n.sum()
+    spread = ((np.vstack((called_fake, draws)) - expected) ** 2 / n).sum(axis=1)
+    return float((1 + (spread[1:] >= spread[0] - 1e-9).sum()) / (1 + PERMUTATIONS))
+
+
+def cifake_alarms(model: str) -> float:
+    """The false-alarm rate of a model on CIFAKE's own test photographs, as test.py saved it; else nan."""
+    path = folder("results") / f"metrics-{model}-cifake-test.csv"
+    if not path.exists():
+        return float("nan")
+    numbers = read_csv(path)[0]
+    called, kept = int(numbers["real_as_fake"]), int(numbers["real_as_real"])
+    return ratio(called, called + kept)
+
+
+def measure(name: str, data: ImageSet, device="cpu") -> list[dict]:
+    """One row for each version of the photographs and each level, group and class; saves the scores."""
+    network, facts = checkpoints.load(name, device)
+    model, rows = checkpoints.model_name(name), []
+    for version, pictures in zip(VERSIONS, (data, as_jpeg(data, CIFAKE_QUALITY)), strict=True):
+        output = logits(network, pictures, device)
+        if pictures is data:
+            columns = data.paths.tolist(), output.tolist(), sigmoid(output).tolist()
+            write_csv(folder("results") / f"scores-{model}-{data.name}-test.csv",
+                      [{"path": path, "label": 0, "logit": f"{logit:.9g}", "score": f"{score:.6f}"}
+                       for path, logit, score in zip(*columns, strict=True)])
+        called = sigmoid(output) >= facts["threshold"]
+        rows += [{"model": model, "data": data.name, "version": version, "threshold": facts["threshold"],
+                  **row} for row in false_alarms(called, data)]
+    return rows
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """For each model: its rate on CIFAKE's photographs and on both versions, and whether groups differ."""
+    table = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        row = {"model": model, "n": mine[0]["n"], "CIFAKE, real test half": cifake_alarms(model)}
+        for version in VERSIONS:
+            parts = {level: [part for part in mine if (part["version"], part["level"]) == (version, level)]
+                     for level in ("all", "group", "class")}
+            whole = parts["all"][0]
+            row |= {version: whole["false_alarm"], f"{version}, low": whole["false_alarm_low"],
+                    f"{version}, high": whole["false_alarm_high"]}
+            row |= {f"{version}, p of equal rates by {level}":
+                    equal_rates_p(*([part[key] for part in parts[level]] for key in ("n", "called_fake")))
+                    for level in ("group", "class")}
+        table.append(row)
+    return table
+
+
+def seen_classes(rows: list[dict]) -> list[dict]:
+    """Groups that are a class of CIFAKE too: their rates, and the model's on CIFAKE's test photographs."""
+    table = []
+    for row in rows:
+        path = folder("results") / f"scores-{row['model']}-cifake-test.csv"
+        if row["level"] != "group" or row["version"] != VERSIONS[0] or row["name"] not in OBJECTS \
+                or not path.exists():
+            continue
+        theirs = rate(np.array([float(score["score"]) >= row["threshold"] for score in read_csv(path)
+                                if (score["object"], score["label"]) == (row["name"], "0")]))
+        ours = {key: row[key] for key in theirs}
+        table += [{"model": row["model"], "class": row["name"], "photographs of": source, **numbers}
+                  for source, numbers in (("CIFAKE", theirs), (row["data"], ours))]
+    return table
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+COLOURS = ("#333333", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2")
+
+
+def plot_groups(rows: list[dict], data: ImageSet, version: str, level: str = "group") -> Figure:
+    """False-alarm rate of each group with its interval, a column for each model, the whole as a line."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    chosen = [row for row in rows if (row["version"], row["level"]) == (version, level)]
+    names = sorted({row["name"] for row in chosen}, key=lambda name: np.mean(
+        [row["false_alarm"] for row in chosen if row["name"] == name]))
+    sizes = {row["name"]: row["n"] for row in chosen}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(models), sharey=True, sharex=True, squeeze=False,
+                                    layout="constrained",
+                                    figsize=(2.2 + 2.4 * len(models), 1.4 + 0.24 * len(names)))
+        for ax, model, colour in zip(axes[0], models, COLOURS, strict=False):
+            plot_rates(ax, {row["name"]: row for row in chosen if row["model"] == model}, names, colour)
+            whole = next(row for row in rows if (row["model"], row["version"], row["level"])
+                         == (model, version, "all"))
+            ax.axvline(whole["false_alarm"], color=colour, ls="--", lw=1,
+                       label=f"all {whole['false_alarm']:.1%}")
+            ax.set(title=model, xlabel="called FAKE (fraction)", xlim=(0, 1))
+            ax.legend(loc="lower right", fontsize=8)
+        axes[0, 0].set_yticks(range(len(names)), [f"{name} ({sizes[name]})" for name in names], fontsize=8)
+        figure.suptitle(f"{title(data)}; {version}", fontsize=10)
+    return figure
+
+
+def plot_rates(ax: Axes, rows: dict[str, dict], names: list[str], colour: str) -> None:
+    """One model: a point and a 95 % interval for each name."""
+    rates = np.array([rows[name]["false_alarm"] for name in names])
+    ends = np.array([[rows[name][f"false_alarm_{end}"] for name in names] for end in ("low", "high")])
+    ax.errorbar(rates, range(len(names)), xerr=abs(ends - rates), fmt="o", ms=4, color=colour, capsize=2)
+
+
+def plot_most_suspect(name: str, data: ImageSet, k: int = 20) -> Figure:
+    """The k photographs that a model finds most like a fake, with their classes and P(fake)."""
+    network, facts = checkpoints.load(name)
+    scores, (_, classes) = sigmoid(logits(network, data)), classes_of(data)
+    worst = np.argsort(-scores, kind="stable")[:k]
+    captions = [f"{classes[i].split('_', 1)[-1][:16]}\n{scores[i]:.3f}" for i in worst]
+    return plot_pictures(data.pixels[data.rows[worst]], captions, min(k, 10),
+                         title=f"{name}, threshold {facts['threshold']:.3f}: most like a fake, all real")
+
+
+# --- command line ------------------------------------------------------------------------------
+
+def main(argv: list[str] | None = None) -> dict:
+    flags = Parser(description=__doc__)
+    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
+                       help=f"checkpoints (those that are here of {', '.join(MODELS)})")
+    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_argument("--smoke", action="store_true",
+                       help=f"{SMOKE_PICTURES} photographs only: does it run?")
+    args = flags.parse_args(argv)
+    data = open_photographs()
+    data = data.head(SMOKE_PICTURES) if args.smoke else data
+    print(f"{title(data)}\nfrom {shown(data.source)}")
+    rows = [row for name in args.mf or models_here() for row in measure(name, data, pick_device(args.device))]
+    for row in summary(rows):
+        print("\n" + "\n".join(f"{key:<42} {f'{value:.4f}' if isinstance(value, float) else value}"
+                               for key, value in row.items()))
+    path = folder("results") / f"false-alarms-{data.name}.csv"
+    write_csv(path, rows)
+    print(f"\nwritten: {shown(path)}")
+    return {"rows": rows, "summary": summary(rows)}
+
+
+if __name__ == "__main__":
+    command_line(main)
