@@ -1,0 +1,277 @@
+"""What in a picture speaks for FAKE, and what for REAL: picture in, signed map out, five methods.
+
+    python code/explain.py -mf base_model                          eight pictures of CIFAKE's test half
+    python code/explain.py -mf base_model --input ONE.png TWO.jpg  your own, -o where to write the figure
+
+Every method is `method(network, pixels) -> map`: pixels uint8 (3, h, w) or (n, 3, h, w), map float32 (h, w)
+or (n, h, w), positive towards FAKE. What the maps have in common: lime_shap.py, which has LIME and SHAP. How
+far they can be believed: faithful.py.
+"""
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import checkpoints
+from cache import SIZE, read
+from classes import CIFAKE_CNN, pick_device
+from datasets import SPLITS, ImageSet, banner, load
+from decode import DecodeError, decode, resize
+from figures import FAKE, REAL, STYLE
+from files import Parser, TellError, atomic, command_line, folder, shown, user_path, whole_number
+from lime_shap import (
+    GRID,
+    batch_size,
+    column_of_fake,
+    explanation,
+    fake_logits,
+    lime,
+    mean_colour,
+    normalised,
+    score_all,
+    shap,
+)
+from scoring import sigmoid
+
+SMALLEST = 7  # side of the smallest map that Grad-CAM is taken from
+STEPS = 32    # of the path of integrated gradients
+
+
+# --- Grad-CAM ----------------------------------------------------------------------------------
+
+class OneView(nn.Module):
+    """A network as its logit of FAKE, (n, 3, h, w) -> (n,), without the mirror image."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return column_of_fake(self.network(x).float(), self.network.heads)
+
+
+def cam_layer(network: nn.Module, size: int) -> nn.Module:
+    """The last layer or block with a map of at least SMALLEST x SMALLEST, outside blocks of a coarser one.
+
+    CIFAKE_CNN: conv2 (10 x 10). Compact: the last block of its stage at 8 x 8. ResNet18: body.layer2
+    (8 x 8). Backbone: of ResNets and EfficientNets at 224 pixels the last maps (7 x 7), of a vision
+    transformer only its patch embedding. TellError where no convolution gives such a map.
+    """
+    found, coarse = [], []
+
+    def look(name, layer, output):
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] != output.shape[3]:
+            return
+        if output.shape[2] < SMALLEST and not isinstance(layer, nn.Sequential):  # that is a list, no block
+            coarse.append(f"{name}.")
+        elif output.shape[2] >= SMALLEST and any(isinstance(part, nn.Conv2d) for part in layer.modules()):
+            found.append((name, layer))
+
+    hooks = [layer.register_forward_hook(lambda layer, inputs, output, name=name: look(name, layer, output))
+             for name, layer in network.named_modules()]
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, size, size, device=next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    fitting = [layer for name, layer in found if not name.startswith(tuple(coarse))]
+    if not fitting:
+        raise TellError(f"Grad-CAM needs a convolution with a map of at least {SMALLEST} x {SMALLEST}; "
+                        f"{type(network).__name__} has none at {size} pixels")
+    return fitting[-1]
+
+
+def raw_cam(network: nn.Module, layer: nn.Module, x: Tensor) -> np.ndarray:
+    """Grad-CAM of normalised pictures before ReLU, scaling and enlarging: float32 (n, rows, columns)."""
+    from pytorch_grad_cam import GradCAM  # seconds, with OpenCV
+    cam = GradCAM(OneView(network), [layer])
+    try:
+        # Not cam(x): it leaves gradients in the parameters and drops what speaks for REAL.
+        hooked, x = cam.activations_and_grads, x.detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.grad(hooked(x).sum(), x)
+        activations, gradients = (kept[0].numpy() for kept in (hooked.activations, hooked.gradients))
+        if isinstance(network, CIFAKE_CNN):  # its ReLU is no layer; what that cuts off has no effect
+            activations = activations.clip(0)
+        return cam.get_cam_image(x, layer, None, activations, gradients)
+    finally:
+        cam.activations_and_grads.release()
+
+
+def enlarged(raw: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Maps (n, 1, rows, columns) -> (n, 1, *size), each position where its receptive field is."""
+    if not isinstance(network, CIFAKE_CNN):
+        return F.interpolate(raw, size, mode="bilinear")
+    # Without padding conv2's fields, 14 pixels wide and 2 apart, do not stretch over the picture: each pixel
+    # takes the mean of the fields that it lies in, weighted by how near their middle it is.
+    near = torch.minimum(torch.arange(1.0, 15), torch.arange(14.0, 0, -1))
+    total, weights = (F.conv_transpose2d(each, torch.outer(near, near)[None, None], stride=2)
+                      for each in (raw, torch.ones_like(raw)))
+    return total / weights
+
+
+@explanation
+def grad_cam(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    """Signed Grad-CAM: the maps of cam_layer, each weighted by the mean of its gradient, summed.
+
+    Relative units. R. R. Selvaraju et al., "Grad-CAM", ICCV 2017, without the ReLU at its end. The map is
+    coarse (see cam_layer) and enlarged: it tells a region, never a pixel.
+    """
+    layer, maps = cam_layer(network, pictures.shape[-1]), []
+    x = normalised(network, pictures)
+    for part in x.split(batch_size(x)):
+        raw = raw_cam(network, layer, part)
+        if getattr(network, "mirror", False):
+            raw = (raw + raw_cam(network, layer, part.flip(3))[..., ::-1]) / 2
+        maps.append(enlarged(torch.from_numpy(raw[:, None].copy()), network, x.shape[2:])[:, 0])
+    return torch.cat(maps).numpy()
+
+
+# --- methods of captum -------------------------------------------------------------------------
+
+@explanation
+def integrated_gradients(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    """Gradients along the straight path from the mean colour to the picture, summed over the channels.
+
+    Logits: a map sums to logit(picture) - logit(mean colour), but for the STEPS of the path.
+    M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
+    """
+    from captum.attr import IntegratedGradients
+    method = IntegratedGradients(lambda x: fake_logits(network, x))
+    x, start = normalised(network, pictures), normalised(network, mean_colour(pictures))
+    size = -(-batch_size(x) // STEPS)
+    with torch.enable_grad():
+        maps = [method.attribute(*part, n_steps=STEPS).sum(dim=1).detach()
+                for part in zip(x.split(size), start.split(size), strict=True)]
+    return torch.cat(maps).cpu().numpy()
+
+
+@explanation
+@torch.inference_mode()
+def occlusion(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    """How far the logit falls when a window takes the picture's mean colour: the mean over a pixel's windows.
+
+    Logits a window. Windows of 1/GRID of the picture's sides, overlapping by half. M. D. Zeiler,
+    R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+    """
+    from captum.attr import Occlusion
+    method = Occlusion(lambda x: fake_logits(network, x))
+    x, fill = normalised(network, pictures), normalised(network, mean_colour(pictures))
+    window, size = [-(-n // GRID) for n in x.shape[2:]], batch_size(x)
+    strides, at_once = (3, *(-(-n // 2) for n in window)), max(1, size // len(x))
+    maps = [method.attribute(one, (3, *window), strides, hidden, perturbations_per_eval=at_once)[:, 0]
+            for one, hidden in zip(x.split(size), fill.split(size), strict=True)]
+    return torch.cat(maps).cpu().numpy()
+
+
+METHODS = {"grad-cam": grad_cam, "lime": lime, "shap": shap, "integrated gradients": integrated_gradients,
+           "occlusion": occlusion}
+
+
+# --- figure and command line -------------------------------------------------------------------
+
+def plot_maps(pictures: np.ndarray, captions: list[str], maps: dict[str, np.ndarray]) -> Figure:
+    """A row a picture, a column a method; blue towards REAL, orange towards FAKE, white nothing.
+
+    pictures uint8 (n, 3, h, w), maps {name: (n, h, w)}. Methods have different units, so each map is shown
+    relative to its own largest absolute value. Pixels stay squares, however small the picture.
+    """
+    colours = LinearSegmentedColormap.from_list("sides", [REAL, "white", FAKE])
+    n, columns = len(pictures), len(maps) + 1
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(n, columns, figsize=(1.5 * columns + 0.7, 1.62 * n + 0.4),
+                                    squeeze=False, layout="constrained")
+        for i, picture in enumerate(pictures):
+            axes[i, 0].imshow(picture.transpose(1, 2, 0), interpolation="nearest")
+            axes[i, 0].set_xlabel(captions[i], fontsize=7)
+            for ax, each in zip(axes[i, 1:], maps.values(), strict=True):
+                shade = ax.imshow(each[i] / (abs(each[i]).max() or 1), cmap=colours, vmin=-1, vmax=1,
+                                  interpolation="nearest")
+        for ax, name in zip(axes[0], ["picture", *maps], strict=True):
+            ax.set_title(name, fontsize=9)
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(True)
+        bar = figure.colorbar(shade, ax=axes, fraction=0.02, pad=0.01, ticks=[-1, 0, 1])
+        bar.ax.set_yticklabels(["towards\nREAL", "0", "towards\nFAKE"], fontsize=8)
+    return figure
+
+
+def pictures_of(data, network: nn.Module) -> np.ndarray:
+    """The pixels of an ImageSet or a PictureSet as `network` takes them: uint8 (n, 3, h, w)."""
+    if isinstance(data, ImageSet):
+        return data.pixels[data.rows]
+    return np.stack([as_taken(data.pixels(i), network) for i in range(len(data))])
+
+
+def as_taken(pixels: np.ndarray, network: nn.Module) -> np.ndarray:
+    """uint8 (h, w, 3) of any size -> (3, size, size): squashed to 32, or the centre at the network's size."""
+    if not hasattr(network, "size"):
+        return resize(pixels, SIZE).transpose(2, 0, 1)
+    fitted = ImageOps.fit(Image.fromarray(pixels), (network.size, network.size), Image.Resampling.BICUBIC)
+    return np.asarray(fitted).transpose(2, 0, 1)
+
+
+def from_files(names: list[str], network: nn.Module) -> tuple[np.ndarray, list[str]]:
+    """The readable pictures, uint8 (n, 3, h, w), and what they are called; the others are named."""
+    pictures, captions = [], []
+    for name in names:
+        try:
+            pictures.append(as_taken(decode(read(str(user_path(name))))[0], network))
+            captions.append(Path(name).name)
+        except (OSError, DecodeError) as error:
+            print(f"unreadable: {name}: {getattr(error, 'strerror', None) or error}")
+    if not pictures:
+        raise TellError(f"none of the {len(names)} files of --input is a readable picture")
+    return np.stack(pictures), captions
+
+
+def from_set(args, network: nn.Module) -> tuple[np.ndarray, list[str]]:
+    """Pictures spread over a split, uint8 (n, 3, h, w), and their true labels."""
+    whole = load(args.data, hasattr(network, "size"))
+    banner(whole)
+    data = whole.split(args.split).head(args.pictures)
+    return pictures_of(data, network), [("real", "fake")[label] for label in data.labels]
+
+
+def parser() -> Parser:
+    flags = Parser(description=__doc__)
+    add = flags.add_argument
+    add("-mf", "--modelfile", dest="mf", default="base_model", metavar="NAME", help="checkpoint (base_model)")
+    source = flags.add_mutually_exclusive_group()
+    source.add_argument("--input", nargs="+", metavar="FILE", help="pictures of any format and size")
+    source.add_argument("--data", default="auto", metavar="SET",
+                        help="cifake, sample, a folder or an archive; auto: CIFAKE or else the sample (auto)")
+    add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
+    add("--pictures", type=whole_number(1, 100), default=8, metavar="N", help="spread over the split (8)")
+    add("-o", "--output", metavar="FILE.png", help="the figure (paper/figures/explain-NAME.png)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parser().parse_args(argv)
+    network, _ = checkpoints.load(args.mf, pick_device(args.device))
+    pictures, names = from_files(args.input, network) if args.input else from_set(args, network)
+    maps = {name: method(network, pictures) for name, method in METHODS.items()}
+    scores = sigmoid(score_all(network, normalised(network, pictures)))
+    captions = [f"{name}, P(fake) {score:.3f}" for name, score in zip(names, scores, strict=True)]
+    default = folder("figures") / f"explain-{checkpoints.model_name(args.mf)}.png"
+    path = user_path(args.output) if args.output else default
+    figure = plot_maps(pictures, captions, maps)
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=200)
+    plt.close(figure)
+    print(f"figure: {shown(path)}")
+    return {"figure": str(path), "names": names, "scores": scores, "maps": maps}
+
+
+if __name__ == "__main__":
+    command_line(main)
