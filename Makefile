@@ -1,9 +1,9 @@
-# make run · test · notebooks · paper · bench · data   (README: the same lines without make)
+# make run · test · app · notebooks · paper · bench · data   (README: the same lines without make)
 PYTHON ?= python3
 PY := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test notebooks paper bench data
+.PHONY: run test app notebooks paper bench data
 
 # Train the base model, test it, draw its figure. CIFAKE if it is there, else the built-in sample.
 run: .venv/installed
@@ -14,6 +14,10 @@ run: .venv/installed
 test: .venv/installed
 	$(PY) -m ruff check code
 	$(PY) -m pytest
+
+# The web page, for this computer only: http://127.0.0.1:7860
+app: .venv/installed
+	$(PY) code/app.py
 
 # Execute every notebook in place, on the data that is there.
 notebooks: .venv/installed
