@@ -13,6 +13,7 @@ import joblib
 import torch
 from torch import nn
 
+from cache import OBJECTS
 from classes import build
 from datasets import load
 from detectors import convolution
@@ -41,7 +42,9 @@ class Variant:
 
 
 VARIANTS = {
-    "base": Variant("the strong recipe as it is"),
+    "base": Variant("the strong recipe as it is, verdict and object class"),
+    "one-head": Variant("the verdict alone", arguments={"objects": 0}),
+    "object-1": Variant("the object class weighs as much as the verdict", {"object_weight": 1.0}),
     "learned-first": Variant("first layer learned, not whitened", change=learned_first_layer),
     "no-mirror": Variant("scored without the mirror image", change=no_mirror),
     "no-flip": Variant("no mirrored pictures in training", {"augment": ("shift",)}),
@@ -62,7 +65,7 @@ def run(name: str, seed: int, data: str) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     variant, parts = VARIANTS[name], parts_of(load(data), smoke=False)
-    network = build("Compact", **variant.arguments)
+    network = build("Compact", **{"objects": len(OBJECTS)} | variant.arguments)
     variant.change(network)
     recipe: Recipe = replace(RECIPES["strong"], **{"epochs": EPOCHS} | variant.recipe)
     network = network.to(memory_format=torch.channels_last)

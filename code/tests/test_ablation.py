@@ -22,7 +22,7 @@ def test_every_variant_is_a_network_that_learns(name):
 
 
 def test_runs_are_written_one_by_one_and_not_repeated(tmp_path, monkeypatch, capsys):
-    tree = str(make_tree(tmp_path / "tree", train=300, test=10))
+    tree = str(make_tree(tmp_path / "tree", train=150, test=10))
     flags = ["--only", "base", "no-mirror", "--seeds", "2", "--data", tree]
     rows = ablation.main(flags)["rows"]
     assert {(row["variant"], int(row["seed"])) for row in rows} == {

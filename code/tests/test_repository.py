@@ -13,7 +13,7 @@ MODULES = sorted([*CODE.glob("*.py"), *CODE.glob("tests/*.py")])
 NOTEBOOKS = sorted(CODE.glob("*.ipynb"))
 OWN = {path.stem for path in MODULES}
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image",
-            "lightning_fabric": "lightning-fabric"}
+            "lightning_fabric": "lightning-fabric", "pytorch_grad_cam": "grad-cam"}
 
 
 def tracked() -> list[str]:

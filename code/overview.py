@@ -1,0 +1,104 @@
+"""All recipes measured on CIFAKE's test half side by side: accuracy, parameters, training seconds.
+
+    python code/overview.py                        every recipe of RECIPES that has been scored
+    python code/overview.py base_model compact     these
+
+Reads paper/results/ (metrics and histories of NAME and of its seeds NAME-s0, NAME-s1, ...) and the
+checkpoints; writes paper/results/overview.csv. Seconds are those of the runs, whose machine and load
+the histories do not fix: compare them by factors, not by tenths.
+"""
+import re
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+import checkpoints
+from classes import parameters
+from figures import LINE, STYLE
+from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
+
+RECIPES = ("mini_model", "base_model", "attn_model", "fast", "fast_single", "compact", "dual", "effnet")
+MEANS = ("roc_auc", "object_accuracy")
+# (name, accuracy on the official test half, parameters or None where none are stated, source)
+PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None, "IEEE Access 2024"),
+             ("ResNet18, fine-tuned", 0.9649, 11_177_538, "a course project's notebook"),
+             ("DenseNet, transfer", 0.9774, None, "arXiv:2401.07358"))
+
+
+def runs_of(name: str, data: str = "cifake") -> list[str]:
+    """The seed runs of a recipe that have been scored, or the recipe itself where there are none."""
+    pattern = re.compile(rf"metrics-({re.escape(name)}-s\d+)-{re.escape(data)}-test\.csv")
+    found = (pattern.fullmatch(path.name) for path in folder("results").glob("metrics-*.csv"))
+    seeds = sorted(match[1] for match in found if match)
+    return seeds or [name] * (folder("results") / f"metrics-{name}-{data}-test.csv").exists()
+
+
+def column(runs: list[str], key: str, data: str = "cifake") -> np.ndarray:
+    """One number of the metrics of each run, float64 (runs,); nan where a run has it not."""
+    rows = [read_csv(folder("results") / f"metrics-{run}-{data}-test.csv")[0] for run in runs]
+    return np.array([float(row.get(key) or "nan") for row in rows])
+
+
+def seconds_of(run: str) -> float:
+    path = folder("results") / f"history-{run}.csv"
+    return sum(float(row["seconds"]) for row in read_csv(path)) if path.exists() else float("nan")
+
+
+def row_of(name: str) -> dict:
+    """One recipe: mean, deviation and range of its seeds on the same 20,000 pictures."""
+    runs = runs_of(name)
+    if not runs:
+        raise TellError(f"{name}: no scores on CIFAKE's test half; run python code/test.py -mf {name}")
+    accuracy, means = column(runs, "accuracy"), {key: column(runs, key).mean() for key in MEANS}
+    return {"model": name, "parameters": parameters(checkpoints.load(name)[0]), "seeds": len(runs),
+            "accuracy": accuracy.mean(), "sd": accuracy.std(ddof=1) if len(runs) > 1 else float("nan"),
+            "lowest": accuracy.min(), "highest": accuracy.max(), "n": int(column(runs, "n")[0]), **means,
+            "seconds": float(np.mean([seconds_of(run) for run in runs]))}
+
+
+def table(names: list[str]) -> list[dict]:
+    return [row_of(name) for name in names]
+
+
+def plot_overview(rows: list[dict]) -> Figure:
+    """Accuracy against parameters and against seconds of training; bars: one standard deviation."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+        for ax, key, label in zip(axes, ("parameters", "seconds"),
+                                  ("parameters", "seconds of training, two cores"), strict=True):
+            for row in rows:
+                ax.errorbar(row[key], row["accuracy"], np.nan_to_num(row["sd"]), fmt="o", color=LINE,
+                            capsize=3)
+                ax.annotate(f"{row['model']} ({row['seeds']})", (row[key], row["accuracy"]), fontsize=9,
+                            xytext=(6, -12), textcoords="offset points")
+            ax.set(xscale="log", xlabel=label)
+            ax.margins(x=0.18, y=0.12)
+        for name, accuracy, size, _ in PUBLISHED:
+            ax = axes[0]
+            ax.axhline(accuracy, ls=":", lw=1, color="grey")
+            ax.text(0.01, accuracy, f"{name} {accuracy:.2%}", fontsize=8, color="grey", va="bottom",
+                    transform=ax.get_yaxis_transform())
+            if size:
+                ax.plot(size, accuracy, "x", color="grey")
+        axes[0].set_ylabel("accuracy on CIFAKE's test half")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> dict:
+    flags = Parser(description=__doc__)
+    flags.add_argument("names", nargs="*", metavar="NAME")
+    args = flags.parse_args(argv)
+    rows = table(args.names or [name for name in RECIPES if runs_of(name)])
+    for row in rows:
+        spread = f" ± {row['sd']:.2%}" if row["seeds"] > 1 else ""
+        print(f"{row['model']:<14} {row['parameters']:>10,} parameters, {row['seeds']} seeds: "
+              f"{row['accuracy']:.2%}{spread}, AUC {row['roc_auc']:.4f}, {row['seconds']:,.0f} s of training")
+    path = folder("results") / "overview.csv"
+    write_csv(path, rows)
+    print(f"written: {shown(path)}")
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    command_line(main)

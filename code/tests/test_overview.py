@@ -1,0 +1,39 @@
+"""The overview of recipes: what it reads, and what it does where something is missing."""
+import numpy as np
+import overview
+import pytest
+from files import TellError, folder, write_csv
+
+
+def scored(run: str, accuracy: float, seconds: tuple[float, ...] = ()) -> None:
+    row = {"n": 20_000, "accuracy": accuracy, "roc_auc": 0.9}
+    write_csv(folder("results") / f"metrics-{run}-cifake-test.csv", [row])
+    if seconds:
+        write_csv(folder("results") / f"history-{run}.csv", [{"epoch": i, "seconds": s}
+                                                             for i, s in enumerate(seconds)])
+
+
+def test_seeds_are_preferred_to_the_single_run_and_sorted():
+    scored("net", 0.5)
+    assert overview.runs_of("net") == ["net"]
+    for seed in (1, 0):
+        scored(f"net-s{seed}", 0.9)
+    scored("net-small-s0", 0.1)  # of another recipe
+    assert overview.runs_of("net") == ["net-s0", "net-s1"]
+
+
+def test_a_recipe_without_scores_is_named():
+    with pytest.raises(TellError, match="none_such: no scores.*test.py -mf none_such"):
+        overview.row_of("none_such")
+
+
+def test_mean_deviation_and_seconds(monkeypatch):
+    for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
+        scored(f"net-s{seed}", accuracy, (1.0, 2.0))
+    network = type("Net", (), {"parameters": lambda self: [np.zeros((2, 3))]})()
+    monkeypatch.setattr(overview.checkpoints, "load", lambda name: (network, {}))
+    monkeypatch.setattr(overview, "parameters", lambda network: 6)
+    row = overview.row_of("net")
+    assert row["accuracy"] == pytest.approx(0.93) and row["sd"] == pytest.approx(0.0360555)
+    assert (row["seeds"], row["seconds"], row["parameters"]) == (3, 3.0, 6)
+    assert np.isnan(row["object_accuracy"])  # no such head
