@@ -1,0 +1,399 @@
+"""What do the networks look at: the subject of a picture, or what is around it?
+
+    python code/looks.py -mf base_model             1,000 pictures of CIFAKE's test half
+    python code/looks.py -mf base_model compact     several networks
+    python code/looks.py --smoke                    does it run?
+
+CIFAKE has no masks of its subjects. Two stand-ins for what is around them: "border", the outer ring of the
+8 x 8 cells, and "background", which is what a random walk started at the edges reaches (`background`). Two
+measurements: the share of a map's mass that lies there, beside its share of the area and the same network
+with shuffled weights; and, without any map, what of the logit changes when a fake and a real picture of one
+object class exchange that part (`swapped`). Writes looks-NAME-DATA.csv, mean-maps-NAME-DATA.csv and
+swaps-NAME-DATA.csv to paper/results, with 95 % intervals by bootstrap over pictures or pairs.
+"""
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from pandas import DataFrame
+from torch import nn
+
+import checkpoints
+from cache import OBJECTS
+from classes import pick_device
+from datasets import banner, load
+from explain import pictures_of
+from faithful import ALL, in_cells, shuffled
+from figures import FAKE, LINE, REAL, STYLE, read_table
+from files import Parser, TellError, command_line, folder, shown, whole_number, write_csv
+from lime_shap import GRID, cells_of, normalised, score_all
+from planted import DRAWS, interval
+
+NETWORKS = ("base_model", "compact")
+METHODS = ("grad-cam", "integrated gradients", "lime, mean colour")  # as published; faithful.py's best two
+MASSES = ("both signs", "for the verdict")  # the second is Grad-CAM's own, with its ReLU
+SHUFFLES = 10  # networks of shuffled weights, to which the pictures are dealt
+BETA = 1000    # of the random walk: how much an edge stops it
+OPACITY = 0.75  # of the strongest cell of an overlay
+COVER = (204, 121, 167)
+COLOURS = (LINE, "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+
+
+def networks_here() -> list[str]:
+    """Those of NETWORKS whose checkpoint and whose tables for CIFAKE exist."""
+    return [name for name in NETWORKS if checkpoints.path_of(name).exists() and all(
+        (folder("results") / f"{kind}-{name}-cifake.csv").exists()
+        for kind in ("faithful", "planted", "looks", "mean-maps", "swaps"))]
+
+
+# --- pictures and their parts ------------------------------------------------------------------
+
+def pairs(data, each: int) -> np.ndarray:
+    """Up to `each` real and as many fake pictures of every object class: indices (2, n), real above fake."""
+    found = []
+    for kind in np.unique(data.objects):
+        members = [np.flatnonzero((data.objects == kind) & (data.labels == label)) for label in (0, 1)]
+        n = min(each, *map(len, members))
+        found.append([index[np.linspace(0, len(index) - 1, n).astype(int)] for index in members])
+    if not sum(len(index) for index, _ in found):
+        raise TellError(f"{data.source}: no object class has both real and fake pictures")
+    return np.concatenate(found, axis=1)
+
+
+def cases(labels: np.ndarray, scores: np.ndarray, threshold: float, each: int, seed: int = 0) -> np.ndarray:
+    """Real called REAL, real called FAKE, fake called FAKE, fake called REAL: `each` by lot, indices (k,)."""
+    random, called = np.random.default_rng(seed), scores >= threshold
+    kinds = [np.flatnonzero((labels == label) & (called == verdict))
+             for label, verdict in ((0, 0), (0, 1), (1, 1), (1, 0))]
+    return np.concatenate([random.permutation(kind)[:each] for kind in kinds])
+
+
+def background(picture: np.ndarray) -> np.ndarray:
+    """What is probably around the subject of a picture uint8 (3, h, w): bool (h, w).
+
+    Where a random walk, which edges slow down, reaches the picture's rim before the square in its middle, a
+    quarter of the sides wide (L. Grady, PAMI 2006). What of a subject touches the rim is cut off, one that
+    stands aside is missed.
+    """
+    from skimage.segmentation import random_walker  # a second
+    height, width = picture.shape[1:]
+    seeds = np.full((height, width), 2)
+    seeds[1:-1, 1:-1] = 0
+    seeds[height * 3 // 8:height * 5 // 8, width * 3 // 8:width * 5 // 8] = 1
+    return random_walker(picture.transpose(1, 2, 0) / 255, seeds, beta=BETA, mode="bf", channel_axis=-1) == 2
+
+
+def border(pictures: np.ndarray) -> np.ndarray:
+    """The outer cells of pictures (n, 3, h, w), 28 of 64: bool (n, h, w)."""
+    outer = np.pad(np.zeros((GRID - 2, GRID - 2), bool), 1, constant_values=True).ravel()
+    return np.broadcast_to(outer[cells_of(*pictures.shape[2:])], (len(pictures), *pictures.shape[2:]))
+
+
+def regions(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """{"border", "background": bool (n, h, w)} of pictures uint8 (n, 3, h, w)."""
+    return {"border": border(pictures), "background": np.stack([background(each) for each in pictures])}
+
+
+# --- where the maps lie ------------------------------------------------------------------------
+
+def maps_of(network: nn.Module, pictures: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Maps in cells, times the sign of the network's verdict, and that sign: (n, cells), (n,)."""
+    sign = np.where(score_all(network, normalised(network, pictures)) > 0, 1, -1)
+    return in_cells(ALL[method](network, pictures)) * sign[:, None], sign
+
+
+def shuffled_maps(network: nn.Module, pictures: np.ndarray, method: str) -> np.ndarray:
+    """The same maps of networks of shuffled weights, each for every SHUFFLES-th picture: (n, cells)."""
+    found = np.empty((len(pictures), GRID * GRID), np.float32)
+    for seed in range(min(SHUFFLES, len(pictures))):
+        found[seed::SHUFFLES] = maps_of(shuffled(network, seed), pictures[seed::SHUFFLES], method)[0]
+    return found
+
+
+def mass(maps: np.ndarray, kind: str) -> np.ndarray:
+    """Each cell's share of a map's mass: (n, cells), rows sum to 1; nan where a map has none of that kind."""
+    sizes = abs(maps) if kind == MASSES[0] else maps.clip(0)
+    total = sizes.sum(axis=1, keepdims=True)
+    return np.divide(sizes, total, out=np.full(sizes.shape, np.nan), where=total > 0)
+
+
+def groups(data) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(label, object, chosen bool (n,)): all pictures, each label, each object class."""
+    yield "all", "all", np.ones(len(data), bool)
+    for label, name in enumerate(("real", "fake")):
+        yield name, "all", data.labels == label
+    for kind in np.unique(data.objects):
+        yield "all", (*OBJECTS, "unknown")[kind], data.objects == kind
+
+
+def looks(data, covers: dict[str, np.ndarray], maps: dict[str, np.ndarray]) -> list[dict]:
+    """A row for each region, mass and group: share of the mass there, that of the area, and differences.
+
+    covers {region: (n, cells)}, how much of each cell belongs to it; maps {"trained" or "shuffled":
+    (n, cells)}. n: maps that have any mass of this kind.
+    """
+    rows = []
+    for region, cover in covers.items():
+        area = cover.mean(axis=1)
+        for kind in MASSES:
+            share, blind = ((mass(maps[name], kind) * cover).sum(axis=1) for name in ("trained", "shuffled"))
+            for label, name, chosen in groups(data):
+                rows.append({"region": region, "mass": kind, "label": label, "object": name,
+                             "n": int(np.isfinite(share[chosen]).sum()), "area": float(area[chosen].mean()),
+                             **interval(share[chosen], "share"),
+                             **interval((share - area)[chosen], "over_area"),
+                             **interval(blind[chosen], "shuffled"),
+                             **interval((share - blind)[chosen], "over_shuffled")})
+    return rows
+
+
+def mean_maps(data, maps: dict[str, np.ndarray], sign: np.ndarray) -> list[dict]:
+    """Means over each label and object class, cell by cell, as text: of the mass, and of the signed map.
+
+    Each map is scaled to a mass of 1 first; signed: positive towards FAKE.
+    """
+    chosen = [("trained", ("real", "fake")[label], (*OBJECTS, "unknown")[kind],
+               (data.labels == label) & (data.objects == kind))
+              for label in (0, 1) for kind in np.unique(data.objects)]
+    rows = []
+    for weights, label, name, where in [*chosen, ("shuffled", "all", "all", np.ones(len(data), bool))]:
+        shares = mass(maps[weights][where], MASSES[0])
+        signed = shares * np.sign(maps[weights][where]) * sign[where, None]
+        rows.append({"weights": weights, "label": label, "object": name, "n": int(where.sum()),
+                     **{key: " ".join(f"{cell:.4g}" for cell in np.nanmean(values, axis=0))
+                        for key, values in (("mass", shares), ("signed", signed))}})
+    return rows
+
+
+# --- what exchanging a part does ---------------------------------------------------------------
+
+def swapped(network: nn.Module, reals: np.ndarray, fakes: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """What `part` bool (n, h, w) adds to logit(fake) - logit(real), that difference, seam: float64 (3, n).
+
+    Shapley's value of two players, the part and the rest: the mean of what exchanging it does in the real and
+    in the fake picture, so that both values add up to the difference. What the seam of a splice adds to the
+    two spliced pictures alike cancels out of it, and is returned for itself.
+    """
+    part = part[:, None]
+    into_real, into_fake = np.where(part, fakes, reals), np.where(part, reals, fakes)
+    real, fake, real_spliced, fake_spliced = (
+        score_all(network, normalised(network, each)) for each in (reals, fakes, into_real, into_fake))
+    return np.stack((((real_spliced - real) + (fake - fake_spliced)) / 2, fake - real,
+                     (real_spliced + fake_spliced - real - fake) / 2))
+
+
+def share_interval(part: np.ndarray, whole: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """{share, share_low, share_high} of sum(part) / sum(whole), 95 % interval by bootstrap over pairs."""
+    picks = np.random.default_rng(seed).integers(len(part), size=(DRAWS, len(part)))
+    low, high = np.quantile(part[picks].sum(axis=1) / whole[picks].sum(axis=1), (0.025, 0.975))
+    return {"share": float(part.sum() / whole.sum()), "share_low": float(low), "share_high": float(high)}
+
+
+def swaps(network: nn.Module, data, pictures: np.ndarray, where: dict[str, np.ndarray]) -> list[dict]:
+    """A row for each part and object class, of n real pictures, then n fake ones of the same classes.
+
+    where: what regions() gives for them.
+    """
+    n, rows = len(data) // 2, []
+    parts = {"border": where["border"][:n], "background of the real": where["background"][:n],
+             "background of the fake": where["background"][n:]}
+    for name, part in parts.items():
+        value, whole, seam = swapped(network, pictures[:n], pictures[n:], part)
+        for label, kind, chosen in groups(data.take(np.arange(n))):
+            if label == "all":
+                rows.append({"part": name, "object": kind, "pairs": int(chosen.sum()),
+                             "area": float(part[chosen].mean()),
+                             **share_interval(value[chosen], whole[chosen]),
+                             **interval(value[chosen], "logits"), **interval(whole[chosen], "difference"),
+                             **interval(seam[chosen], "seam")})
+    return rows
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+def plot_overlays(pictures: np.ndarray, captions: list[str], maps: dict[str, np.ndarray]) -> Figure:
+    """A column a picture: itself, then each method's map over it in grey.
+
+    Orange towards FAKE, blue towards REAL, the stronger the more opaque, relative to the map's largest cell.
+    pictures uint8 (n, 3, h, w), maps {name: (n, h, w)}. In cells: colour on every pixel would hide the grey.
+    """
+    n, rows = len(pictures), len(maps) + 1
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(rows, n, figsize=(1.3 * n + 0.5, 1.36 * rows + 0.4), squeeze=False,
+                                    layout="constrained")
+        for column, picture, caption in zip(axes.T, pictures, captions, strict=True):
+            column[0].imshow(picture.transpose(1, 2, 0), interpolation="nearest")
+            column[0].set_title(caption, fontsize=8)
+        for line, each in zip(axes[1:], maps.values(), strict=True):
+            for ax, picture, cells in zip(line, pictures, in_cells(each), strict=True):
+                draw_overlay(ax, picture, cells.reshape(GRID, GRID))
+        tidy(axes, ["picture", *maps])
+    return figure
+
+
+def draw_overlay(ax: Axes, picture: np.ndarray, cells: np.ndarray) -> None:
+    """A signed map (GRID, GRID) over a picture uint8 (3, h, w) in light grey."""
+    height, width = picture.shape[1:]
+    strength = cells / (abs(cells).max() or 1)
+    colour = np.where(strength[..., None] > 0, to_rgb(FAKE), to_rgb(REAL))
+    ax.imshow(90 + 0.65 * picture.mean(axis=0), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.imshow(np.dstack((colour, OPACITY * abs(strength))), interpolation="nearest",
+              extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+
+
+def tidy(axes: np.ndarray, names: list[str]) -> None:
+    """Pictures without ticks, the name of each row on its left."""
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, name in zip(axes[:, 0], names, strict=True):
+        ax.set_ylabel(name, fontsize=8)
+
+
+def covered(pictures: np.ndarray) -> np.ndarray:
+    """Pictures uint8 (n, 3, h, w) in which `background` is painted over in one colour: the same shape."""
+    hidden = regions(pictures)["background"][:, None]
+    return np.where(hidden, np.array(COVER, np.uint8)[:, None, None], pictures)
+
+
+def mean_of(rows: DataFrame, key: str) -> np.ndarray:
+    """Rows of mean_maps() as one map, each with the weight of its n; 1 or -1: spread evenly. (GRID, GRID)"""
+    maps = [np.array(text.split(), float) for text in rows[key]]
+    return np.average(maps, axis=0, weights=rows["n"]).reshape(GRID, GRID) * GRID**2
+
+
+def plot_mean_maps(name: str) -> Figure:
+    """Where the mass of the maps lies on average: a row a method; real, fake, and for shuffled weights."""
+    rows = read_table(f"mean-maps-{name}-cifake")
+    columns = {"real": "real", "fake": "fake", "all": "weights shuffled"}
+    maps = [[mean_of(rows[(rows.method == method) & (rows.label == label)], "mass") for label in columns]
+            for method in METHODS]
+    return plot_grid(maps, METHODS, columns.values(), dict(cmap="magma", vmin=0, vmax=2.5),
+                     "mass of a cell (1: spread evenly)", name)
+
+
+def plot_object_maps(name: str, method: str) -> Figure:
+    """Which side a method's maps speak for on average: a column an object class, real above fake."""
+    rows = read_table(f"mean-maps-{name}-cifake")
+    rows = rows[(rows.method == method) & (rows.weights == "trained")]
+    maps = [[mean_of(rows[(rows.label == label) & (rows.object == kind)], "signed") for kind in OBJECTS]
+            for label in ("real", "fake")]
+    colours = LinearSegmentedColormap.from_list("sides", [REAL, "white", FAKE])
+    return plot_grid(maps, ("real", "fake"), OBJECTS, dict(cmap=colours, vmin=-1.2, vmax=1.2),
+                     "REAL (-), FAKE (+)", f"{name}, {method}")
+
+
+def plot_grid(maps: list, rows: Sequence[str], columns: Iterable[str], style: dict, label: str,
+              title: str) -> Figure:
+    """Maps (rows, columns, GRID, GRID) as pictures with one scale of colours."""
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        n, k = len(maps), len(maps[0])
+        figure, axes = plt.subplots(n, k, figsize=(1.2 * k + 1.8, 1.25 * n + 0.8), layout="constrained")
+        for ax, each in zip(axes.flat, (each for line in maps for each in line), strict=True):
+            drawn = ax.imshow(each, interpolation="nearest", **style)
+        for ax, column in zip(axes[0], columns, strict=True):
+            ax.set_title(column, fontsize=9)
+        tidy(axes, rows)
+        figure.colorbar(drawn, ax=axes, fraction=0.03).set_label(label, fontsize=9)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_shares(name: str) -> Figure:
+    """By object class: the part of the border and background in maps, and in the logit, beside their area."""
+    found, swapping = (read_table(f"{kind}-{name}-cifake") for kind in ("looks", "swaps"))
+    found = found[(found.mass == MASSES[0]) & (found.label == "all")]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 1, figsize=(11, 7), sharex=True, layout="constrained")
+        for ax, region in zip(axes, ("border", "background"), strict=True):
+            mine = found[found.region == region]
+            rows = {method: mine[mine.method == method] for method in METHODS} | {
+                f"exchanged: {part}": swapping[swapping.part == part]
+                for part in swapping.part.unique() if part.startswith(region)}
+            draw_shares(ax, rows)
+            ax.set(ylabel="share", title=f"{region}; grey lines: its share of the area")
+            ax.legend(fontsize=8, ncols=len(rows), loc="upper center", frameon=True, edgecolor="none")
+        figure.suptitle(name, fontsize=10)
+    return figure
+
+
+def draw_shares(ax: Axes, rows: dict[str, DataFrame]) -> None:
+    """Shares with their intervals by object class, the whole first; a short grey line at the area."""
+    names = ["all", *OBJECTS]
+    for i, ((name, mine), colour) in enumerate(zip(rows.items(), COLOURS, strict=False)):
+        mine = mine.set_index("object").loc[names]
+        places = np.arange(len(names)) + 0.14 * (i - (len(rows) - 1) / 2)
+        ax.errorbar(places, mine.share, (mine.share - mine.share_low, mine.share_high - mine.share), fmt="o",
+                    ms=4, capsize=2, color=colour, label=name)
+        ax.hlines(mine.area, places - 0.07, places + 0.07, color="grey", lw=2)
+    ax.set_xticks(range(len(names)), names)
+    ax.margins(y=0.18)
+
+
+# --- command line ------------------------------------------------------------------------------
+
+def examine(name: str, args) -> dict[str, list[dict]]:
+    """The three tables of one checkpoint, printed and written."""
+    network, _ = checkpoints.load(name, pick_device(args.device))
+    whole, start = load(args.data, hasattr(network, "size")), time.perf_counter()
+    banner(whole)
+    part, model = whole.split("test"), checkpoints.model_name(name)
+    data = part.take(pairs(part, 1 if args.smoke else args.pictures).ravel())
+    found = {kind: [{"model": model, "data": whole.name} | row for row in rows]
+             for kind, rows in measured(network, data).items()}
+    report(found)
+    for kind, rows in found.items():
+        path = folder("results") / f"{kind}-{model}-{whole.name}{'-smoke' if args.smoke else ''}.csv"
+        write_csv(path, rows)
+        print(f"written: {shown(path)}")
+    print(f"{time.perf_counter() - start:.0f} s")
+    return found
+
+
+def measured(network: nn.Module, data) -> dict[str, list[dict]]:
+    """{"looks", "mean-maps", "swaps": rows} of pictures as pairs() orders them."""
+    pictures = pictures_of(data, network)
+    where = regions(pictures)
+    covers = {region: in_cells(masks.astype(np.float32)) for region, masks in where.items()}
+    found = {"looks": [], "mean-maps": [], "swaps": swaps(network, data, pictures, where)}
+    for method in METHODS:
+        trained, sign = maps_of(network, pictures, method)
+        maps = {"trained": trained, "shuffled": shuffled_maps(network, pictures, method)}
+        found["looks"] += [{"method": method} | row for row in looks(data, covers, maps)]
+        found["mean-maps"] += [{"method": method} | row for row in mean_maps(data, maps, sign)]
+    return found
+
+
+def report(found: dict[str, list[dict]]) -> None:
+    """Print what holds for all pictures: share, interval, share of the area."""
+    for row in [*found["looks"], *found["swaps"]]:
+        if row["object"] == row.get("label", "all") == "all":
+            what = row.get("part") or f"{row['region']}, {row['method']}, {row['mass']}"
+            print(f"{what:<52}{row['share']:6.1%} [{row['share_low']:.1%}, {row['share_high']:.1%}] "
+                  f"on {row['area']:.1%} of the area")
+
+
+def parser() -> Parser:
+    flags = Parser(description=__doc__)
+    add = flags.add_argument
+    add("-mf", "--modelfile", dest="mf", nargs="+", default=["base_model"], metavar="NAME",
+        help="checkpoints (base_model)")
+    add("--data", default="auto", metavar="SET",
+        help="whose test half: cifake, sample, a folder or an archive (auto: CIFAKE or else the sample)")
+    add("--pictures", type=whole_number(1), default=50, metavar="N",
+        help="of each label and object class (50)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--smoke", action="store_true", help="one of each, files marked -smoke: does it run?")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parser().parse_args(argv)
+    return {"models": {name: examine(name, args) for name in args.mf}}
+
+
+if __name__ == "__main__":
+    command_line(main)

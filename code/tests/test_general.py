@@ -1,0 +1,189 @@
+"""The general detector: nothing of a source leaks into its own score, and what is saved can be used."""
+import csv
+import io
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import encoded
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+import checkpoints
+import detail
+import general
+import reconstruct
+import test as commands
+import unseen
+from classes import build
+from decode import decode
+from detail import Pairs
+from files import TellError, folder, read_csv
+from forensic import forensics
+from resaved import LEAST, gather, pair, read, resaved
+from unseen import halfway, left_out, numbers, regression, transferred, weights_of
+
+SMALL = {**general.NETWORK, "size": 64}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file of untrained weights in timm's layout."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "lite0.pth"
+    torch.save(timm.create_model(SMALL["name"]).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def wild(tmp_path):
+    """Three sources with both classes and two with one, six pictures each: fakes are smooth, reals noisy."""
+    root, rows = tmp_path / "wild", []
+    for source, labels in {"a": "rf", "b": "rf", "c": "rf", "d": "r", "e": "f"}.items():
+        for i in range(6):
+            label = {"r": "real", "f": "fake"}[labels[i % len(labels)]]
+            noise = np.random.default_rng([ord(source), i]).integers(0, 256, (70, 70, 3), dtype=np.uint8)
+            picture = Image.fromarray(noise if label == "real" else noise[:7, :7]).resize((70, 70))
+            path = root / "test" / label / f"{source}{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(picture, "PNG"))
+            rows.append({"path": f"test/{label}/{path.name}", "set": source})
+    with open(root / "manifest.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "set"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def test_from_pictures_to_a_checkpoint_that_test_py_scores(wild, weights, monkeypatch, capsys):
+    monkeypatch.setattr(general, "NETWORK", SMALL)
+    for module, name, value in ((unseen, "DRAWS", 5), (reconstruct, "STEPS", 2), (detail, "STEPS", 30),
+                                (detail, "SIDE", 32)):
+        monkeypatch.setattr(module, name, value)
+    flags = ["--data", str(wild), "--questions", "--seeds", "1"]
+    found = general.main([*flags, "--weights", str(weights)])
+    rows = read_csv(folder("results") / "general.csv")
+    mean = {row["method"]: row for row in rows if row["source"] == "MEAN" and row["pictures"] == "as they are"
+            and row["fitted_on"] == "all other sources"}
+    for method in ("middle", "detail", "middle + detail", "forensic"):
+        assert float(mean[method]["roc_auc"]) > 0.9, method
+    assert {"a", "b", "c", "one-class sources", "MEAN"} == {row["source"] for row in rows}
+    assert found["calibration"]["n"] == 30 * 3
+    row = commands.main(["-mf", "general", "--data", str(wild)])["models"][0]
+    assert row["roc_auc"] > 0.9
+    assert "scores of 30 pictures whose source was left out" in row["threshold_source"]
+    before = checkpoints.load("general")[0]
+    monkeypatch.setattr(general, "compare", lambda *_: found["rows"])
+    general.main(flags)  # again, from its own network
+    after = checkpoints.load("general")[0]
+    assert torch.allclose(before.middle.head.weight, after.middle.head.weight, atol=1e-5)
+    assert torch.equal(before.detail.head.weight, after.detail.head.weight)
+
+
+def test_the_network_reads_the_stages_that_it_says(weights):
+    network = build("General", **SMALL, weights=str(weights)).eval()
+    squares = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    whole, seen = timm.create_model(SMALL["name"]).eval(), []
+    whole.load_state_dict(torch.load(weights, weights_only=True))
+    for i in SMALL["blocks"]:
+        whole.blocks[i].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    with torch.inference_mode():
+        whole((torch.from_numpy(squares).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+    flat = [stage.flatten(2).numpy() for stage in seen]
+    wanted = np.concatenate([part for x in flat for part in (x.mean(axis=2), x.std(axis=2))], axis=1)
+    np.testing.assert_allclose(read(network.middle, squares), wanted, rtol=1e-3, atol=1e-4)
+    assert [name for name, p in network.named_parameters() if name.startswith("middle") and p.requires_grad
+            ] == ["middle.head.weight", "middle.head.bias"]
+
+
+def test_no_picture_is_scored_by_what_saw_its_source():
+    groups, labels = np.repeat(["a", "b", "c"], 20), np.tile([True, False], 30)
+    x, seen = np.arange(60.0).reshape(60, 1, 1).repeat(2, axis=1), []
+
+    def spy(rows, labels, groups, seed):
+        seen.append((set(rows[:, 0]), set(groups)))
+        return lambda rows: rows[:, 0]
+    assert (left_out(x, labels, groups, spy, 0) == x[..., 0]).all()
+    assert [groups for _, groups in seen] == [{"b", "c"}, {"a", "c"}, {"a", "b"}]
+    seen.clear()
+    found = transferred(x[:40], labels[:40], groups[:40], x[40:], spy, 0)
+    (fitted, sources), = seen
+    rest = np.array(sorted(set(range(40)) - fitted))  # a fifth of each source and class chooses the cut
+    assert sources == {"a", "b"}
+    assert [(labels[rest] & (groups[rest] == group)).sum() for group in "abc"] == [2, 2, 0]
+    assert len(rest) == 8
+    np.testing.assert_allclose(found, x[40:, :, 0] - halfway(labels[rest], rest.astype(float)))
+
+
+def test_what_differs_between_sources_only_is_not_learnt():
+    random = np.random.default_rng(0)
+    groups, labels = np.repeat([0, 1], 200), np.concatenate((np.arange(200) < 180, np.arange(200) < 20))
+    x = random.normal(size=(400, 2)) + np.stack((-5.0 * groups, labels), axis=1)
+    w, b = regression(x, labels, groups)
+    assert w[1] > 0.3 > 6 * abs(w[0])
+    assert abs(np.average(x @ w + b, weights=weights_of(labels, groups))) < 0.2
+    weights = weights_of(labels, groups)
+    assert weights[labels].sum() == pytest.approx(weights[~labels].sum()) == pytest.approx(200)
+
+
+def test_numbers_agree_with_scikit_learn():
+    random = np.random.default_rng(1)
+    labels = random.random(300) < 0.3
+    logits = random.normal(size=(2, 300)) + labels
+    row = numbers([(labels, logits)])
+    assert row["roc_auc"] == pytest.approx(np.mean([roc_auc_score(labels, one) for one in logits]))
+    assert row["balanced_accuracy"] == pytest.approx(
+        np.mean([balanced_accuracy_score(labels, one >= 0) for one in logits]))
+    assert row["roc_auc_low"] < row["roc_auc"] < row["roc_auc_high"]
+    assert row["roc_auc_high"] - row["roc_auc_low"] == pytest.approx(0.12, abs=0.04)
+
+
+def test_resaving_depends_on_chance_alone_and_keeps_a_least_size():
+    pixels = np.random.default_rng(0).integers(0, 256, (240, 400, 3), dtype=np.uint8)
+    files = [resaved(pixels, np.random.default_rng(seed)) for seed in range(60)]
+    assert files[7] == resaved(pixels.copy(), np.random.default_rng(7))
+    kinds = [Image.open(io.BytesIO(file)).format for file in files]
+    assert {"JPEG", "PNG", "WEBP"} == set(kinds)
+    assert 24 <= kinds.count("JPEG") <= 48
+    assert min(min(decode(file)[0].shape[:2]) for file in files) == LEAST
+
+
+def test_forensics_of_noise_has_its_closed_form():
+    grey = np.random.default_rng(0).normal(128, 10, (256, 256, 1)).round().clip(0, 255).astype(np.uint8)
+    found = forensics(grey.repeat(3, axis=2))
+    assert found[0] == pytest.approx(np.log(10 * 2**0.5 + 0.05), abs=0.02)  # differences of white noise
+    agreement = found[36:39]
+    np.testing.assert_allclose(agreement, 1, atol=0.02)  # the three colours are one
+    for flat in (0, 255):
+        assert np.isfinite(forensics(np.full((64, 64, 3), flat, np.uint8))).all()
+
+
+def test_a_pair_differs_by_the_decoder_only_and_a_part_sees_its_own_pictures_only(monkeypatch):
+    monkeypatch.setattr(reconstruct, "STEPS", 40)
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((260, 260)))
+    coder = reconstruct.train([picture], "nearest", seed=0)
+    real, fake = pair(picture, [coder], 64, np.random.default_rng(1))
+    assert 0 < abs(real.astype(int) - fake).mean() < 12
+    same = pair(picture, [torch.nn.Identity()], 64, np.random.default_rng(1))
+    assert (same == real).all()
+    pairs = Pairs(np.arange(8).reshape(4, 2, 1, 1, 1), np.array([3, 3, 5, 9]))
+    assert pairs.of(np.array([5, 3])).rows.tolist() == [3, 3, 5]
+
+
+def test_files_under_both_labels_are_left_out_and_named(wild, capsys):
+    twin = wild / "test" / "fake" / "b9.png"
+    twin.write_bytes((wild / "test" / "real" / "a0.png").read_bytes())
+    assert len(gather([str(wild)], [])) == 29
+    assert "the same file is there as real and as fake: test/FAKE/b9.png" in capsys.readouterr().out
+
+
+def test_too_few_sources_are_one_line(wild):
+    (wild / "manifest.csv").unlink()
+    with pytest.raises(TellError, match="three or more with real and fake"):
+        gather([str(wild)], [])
+    with pytest.raises(TellError, match="no such checkpoint"):
+        general.main(["--data", str(wild), "--questions"])
+
+

@@ -1,0 +1,105 @@
+"""What verdicts are worth: against scikit-learn and SciPy, and the command on pictures made here."""
+import numpy as np
+import pytest
+from conftest import CODE, encoded, make_tree, pixels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats.contingency import relative_risk
+from sklearn.metrics import precision_score
+
+import calibration
+import checkpoints
+import test as scorer
+import worth
+from files import TellError, folder, read_csv
+
+BASE = str(CODE.parent / "models/base_model.pth")
+RULE = {"real_bound": 1.0, "fake_bound": -1.0}
+PAIRS = st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=60).filter(
+    lambda pairs: 0 < sum(label for label, _ in pairs) < len(pairs))
+
+
+@settings(max_examples=50, deadline=None)
+@given(PAIRS)
+def test_shares_are_those_of_coverage_and_precision_that_of_scikit_learn(pairs):
+    labels, logits = (np.array(column) for column in zip(*pairs, strict=True))
+    found = worth.shares(labels, logits, RULE)
+    assert found["right"] + found["cannot_tell"] + found["wrong"] == pytest.approx(1)
+    real, fake = calibration.coverage(labels, logits, RULE)
+    assert (found["false_alarm"], found["miss"]) == (real["wrong"], fake["wrong"])
+    told = calibration.verdicts(logits, RULE)
+    weights = np.where(labels, 1 / labels.sum(), 1 / (~labels).sum())
+    for word, name, truth in (("FAKE", "fake_right", labels), ("REAL", "real_right", ~labels)):
+        wanted = precision_score(truth, told == word, sample_weight=weights, zero_division=np.nan)
+        assert found[name] == pytest.approx(wanted, nan_ok=True)
+        assert np.isnan(wanted) or found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+
+
+def test_the_interval_of_a_verdict_is_that_of_the_likelihood_ratio():
+    found = worth.at_even_odds("x", 40, 50, 6, 80)
+    ends = relative_risk(40, 50, 6, 80).confidence_interval(0.95)
+    assert found["x_low"] == pytest.approx(ends.low / (1 + ends.low))
+    assert found["x_high"] == pytest.approx(ends.high / (1 + ends.high))
+
+
+@pytest.mark.parametrize(("p", "n", "q", "m"), [(0.8, 60, 0.1, 60), (0.5, 160, 0.5, 174), (0.5, 60, 0.02, 9)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(p, n, q, m):
+    random, truth = np.random.default_rng(0), p / (p + q)
+    rows = [worth.at_even_odds("x", int(random.binomial(n, p)), n, int(random.binomial(m, q)), m)
+            for _ in range(1000)]
+    assert np.mean([row["x_low"] <= truth <= row["x_high"] for row in rows]) > 0.92
+
+
+def test_one_class_gives_no_precision():
+    found = worth.shares(np.zeros(5), np.array([-3.0, -2, 0, 2, 3]), RULE)
+    assert (found["right"], found["cannot_tell"], found["wrong"]) == (0.4, 0.2, 0.4)
+    assert np.isnan([found["fake_right"], found["miss"]]).all()
+
+
+@pytest.fixture
+def measured(tmp_path, capsys):
+    """The committed base network on pictures made here: rows by kind, and what was printed."""
+    tree, wild = make_tree(tmp_path / "tree", train=2, test=30), tmp_path / "wild"
+    random = np.random.default_rng(0)
+    for label in ("REAL", "FAKE"):
+        (wild / label.lower()).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.fromarray(pixels(label, random)).resize((70, 50), Image.Resampling.NEAREST)
+            (wild / label.lower() / f"{i}.png").write_bytes(encoded(picture, "PNG"))
+    scorer.main(["-mf", BASE, "--data", str(tree)])
+    worth.main(["-mf", BASE, "--data", str(tree), "--natural", str(wild)])
+    rows = read_csv(folder("results") / "worth-base_model.csv")
+    return {row["kind"]: row for row in rows}, capsys.readouterr().out
+
+
+def test_rows_are_what_test_py_found_and_what_is_missing_is_named(measured):
+    rows, printed = measured
+    wanted = read_csv(folder("results") / "metrics-base_model-tree-test.csv")[0]
+    for key in ("n", "accuracy", "accuracy_oracle", "roc_auc", "false_alarm_val_1"):
+        assert rows["CIFAKE's test half"][key] == wanted[key]
+    assert rows["CIFAKE's test half"]["right"] != rows["sent by messenger, 0.75"]["right"]
+    assert set(worth.KINDS) - set(rows) == {"real, never JPEG"}
+    assert "left out: real, never JPEG (" in printed
+    assert {row["n"] for kind, row in rows.items() if kind.startswith("natural")} == {"8"}
+
+
+def test_figures_show_all_of_each_kind(measured):
+    models = worth.read_all("worth-*.csv")
+    ax = worth.plot_worth(models).axes[0]
+    ends = {}
+    for bar in ax.patches:
+        ends[bar.get_y()] = ends.get(bar.get_y(), 0) + bar.get_width()
+    np.testing.assert_allclose(list(ends.values()), 1)
+    assert len(ends) == len(models["base_model"])
+    with pytest.raises(TellError, match=r"degradation-\*.csv: not there"):
+        worth.read_all("degradation-*.csv")
+
+
+def test_a_network_without_calibration_is_refused(tree):
+    content = checkpoints.read(checkpoints.path_of(BASE))
+    del content["calibration"]
+    path = folder("models") / "m.pth"
+    checkpoints.write(path, content)
+    with pytest.raises(TellError, match=r"code/calibration.py adds one"):
+        worth.main(["-mf", "m", "--data", str(tree)])
