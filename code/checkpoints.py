@@ -178,9 +178,16 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of this code, with "+" where files differ from it; "none" outside git."""
+    """The commit of this code, with "+" where a file that this process loaded differs; "none" outside git."""
+    loaded = [file for module in tuple(sys.modules.values())
+              if (file := getattr(module, "__file__", None)) and Path(file).parent == HERE]
     try:
-        return subprocess.run(["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
-                              cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+        head = git("rev-parse", "--short=10", "HEAD")
+        return head + "+" * bool(git("status", "--porcelain", "--", *loaded))
     except (OSError, subprocess.CalledProcessError):
         return "none"
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,7 +1,9 @@
 """A checkpoint says all about itself; everything that is none is refused in one line."""
 import pickle
+import re
 import subprocess
 import sys
+import types
 import zipfile
 
 import numpy as np
@@ -169,3 +171,23 @@ def test_the_command_line_refuses_in_one_line(tmp_path, tree):
     assert_one_line(run_tell("test.py", "-mf", tmp_path / "payload.pth", "--data", tree), "payload.pth",
                     "loaded safely")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_commit_is_marked_when_a_file_in_use_differs_from_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path,
+                       check=True, capture_output=True)
+    for name in ("used", "other"):
+        (tmp_path / f"{name}.py").write_text("")
+    git("init")
+    monkeypatch.setattr(checkpoints, "HERE", tmp_path)
+    assert checkpoints.commit() == "none"
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setitem(sys.modules, "used", types.SimpleNamespace(__file__=str(tmp_path / "used.py")))
+    head = checkpoints.commit()
+    assert re.fullmatch("[0-9a-f]{10}", head)
+    (tmp_path / "other.py").write_text("1")
+    assert checkpoints.commit() == head
+    (tmp_path / "used.py").write_text("1")
+    assert checkpoints.commit() == head + "+"

@@ -1,7 +1,8 @@
 """The overview of recipes: what it reads, and what it does where something is missing."""
 import numpy as np
-import overview
 import pytest
+
+import overview
 from files import TellError, folder, write_csv
 
 
@@ -34,6 +35,7 @@ def test_mean_deviation_and_seconds(monkeypatch):
     monkeypatch.setattr(overview.checkpoints, "load", lambda name: (network, {}))
     monkeypatch.setattr(overview, "parameters", lambda network: 6)
     row = overview.row_of("net")
-    assert row["accuracy"] == pytest.approx(0.93) and row["sd"] == pytest.approx(0.0360555)
+    assert row["accuracy"] == pytest.approx(0.93)
+    assert row["sd"] == pytest.approx(0.0360555)
     assert (row["seeds"], row["seconds"], row["parameters"]) == (3, 3.0, 6)
     assert np.isnan(row["object_accuracy"])  # no such head
