@@ -118,6 +118,17 @@ def plot_groups(ax: Axes, rows: list[dict]) -> None:
     ax.legend()
 
 
+def plot_intervals(ax: Axes, rows: DataFrame, key: str, baseline: str | None = None) -> None:
+    """Column `key` of each row of metrics with its 95 % interval; dotted: its `baseline`, or one half."""
+    for place, row in enumerate(rows.to_dict("records")):
+        ax.errorbar(row[key], place, xerr=[[row[key] - row[f"{key}_low"]], [row[f"{key}_high"] - row[key]]],
+                    fmt="o", color=LINE, capsize=3)
+        ax.plot([row[baseline] if baseline else 0.5] * 2, [place - 0.35, place + 0.35], ":", color="grey")
+    ax.set_yticks(range(len(rows)), [f"{row.model}, {row.held} (n = {row.n})" for row in rows.itertuples()])
+    ax.set(xlabel=key.replace("_", " "), xlim=(0, 1))
+    ax.invert_yaxis()
+
+
 def plot_band(ax: Axes, x: np.ndarray, curves: np.ndarray, label: str, colour: str) -> None:
     """Mean of several runs (runs, n) as a line, their minimum and maximum as a band."""
     ax.plot(x, curves.mean(axis=0), color=colour, label=f"{label} (mean of {len(curves)}, band: min to max)")

@@ -7,8 +7,8 @@
     python code/test.py -mf NAME --data GENIMAGE --leave-out glide      on a generator that it never saw
 
 Writes one row a picture to paper/results/scores-NAME-DATA-SPLIT.csv and one row of numbers to
-metrics-NAME-DATA-SPLIT.csv beside it (with -thr: metrics-NAME-DATA-SPLIT-thrX.csv); where a manifest or
-sub-folders say where pictures are from, one row a source to sources-NAME-DATA-SPLIT.csv.
+metrics-NAME-DATA-SPLIT.csv beside it (with -thr, --group, --leave-out: these in the name); where a
+manifest or sub-folders say where pictures are from, one row a source to sources-NAME-DATA-SPLIT.csv.
 """
 import glob
 from functools import cache
@@ -33,7 +33,7 @@ def evaluate(name: str, args, device) -> dict:
     data = pictures(args, network, facts)
     found = outputs(network, data, device)
     output = fake_logit(found, network.heads)
-    part = f"{data.name}-{args.split}" + (f"-{args.leave_out}" if args.leave_out else "")
+    part = "-".join(filter(None, (data.name, args.split, args.group, args.leave_out)))
     baseline, sources = seen_from_outside(data, part)
     row = numbers_of(name, args, facts, data, output, head_accuracies(found, data, network.heads))
     row |= report(data.labels, output, row["threshold"], facts.get("calibration")) | in_one_row(baseline)

@@ -12,7 +12,9 @@ from files import read_csv
 
 ROOT = CODE.parent
 RESULTS = ROOT / "paper/results"
-MODELS = ["base_model", "mini_model", "attn_model"]
+# name: (epochs, arguments of the network)
+MODELS = {"base_model": (10, {"attn": False}), "mini_model": (1, {"attn": False}),
+          "attn_model": (10, {"attn": True}), "compact": (16, {"objects": 10})}
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +44,7 @@ def test_the_checkpoint_says_what_it_is(name):
     assert facts["data"] == "cifake"
     assert facts["fingerprint"] == CIFAKE_FINGERPRINT == metrics(name)["fingerprint"]
     assert facts["pictures"] == {"train": 90_000, "val": 10_000}
-    assert facts["epochs"] == {"base_model": 10, "mini_model": 1, "attn_model": 10}[name]
-    assert facts["arguments"] == {"attn": name == "attn_model"}
+    assert (facts["epochs"], facts["arguments"]) == MODELS[name]
     assert facts["threshold"] == float(metrics(name)["threshold"])
     assert not facts["commit"].endswith("+")
 
