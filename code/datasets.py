@@ -22,7 +22,7 @@ import numpy as np
 import sample
 from cache import decode_all, fingerprint_of, open_cache
 from files import Parser, TellError, command_line, config, folder, make_folder, remove, shown, user_path
-from sources import ending, require_readable
+from sources import ARCHIVES, ending, require_readable
 
 SPLITS = ("train", "val", "test")
 CIFAKE_FINGERPRINT = "8b6c7ccb5a18adaafe5aea84515fa0a09a3560aa5c4d60d140187899a9b5625c"
@@ -83,7 +83,7 @@ class ImageSet:
 
 
 def load(name: str = "auto", natural: bool = False):
-    """Open a data set by name ("cifake", "sample", "auto") or by the path of a folder or archive.
+    """Open "cifake", "sample", "auto", or a folder or archive by its path or its name under the data root.
 
     "auto" is CIFAKE where it is found under the data root, else the built-in sample. Returns an
     ImageSet, every picture squashed to 32 pixels; with `natural` a natural.PictureSet, every picture at
@@ -98,7 +98,7 @@ def load(name: str = "auto", natural: bool = False):
         if not path:
             raise TellError(f"CIFAKE is not under {folder('data')}; {HOW_TO_GET_CIFAKE}")
     else:
-        path = require_readable(user_path(name))
+        path = require_readable(find_set(name))
     return ImageSet(**open_cache(known, path))
 
 
@@ -110,6 +110,12 @@ def set_name(name: str) -> str:
         return name
     found = re.sub(r"[^\w-]+", "_", user_path(name).name.split(".")[0]) or "root"
     return f"{found}_folder" if found in ("cifake", "sample") else found  # these are ours
+
+
+def find_set(name: str) -> Path:
+    """The folder or archive of this path or, where there is none, of this name under the data root."""
+    named = [folder("data") / (name + end) for end in ("", *ARCHIVES)]
+    return next((path for path in (user_path(name), *named) if path.exists()), user_path(name))
 
 
 def find_cifake() -> Path | None:

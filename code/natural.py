@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 import cache
 import sources
 from classes import Batches
-from datasets import SPLITS, ImageSet, set_name
+from datasets import SPLITS, ImageSet, find_set, set_name
 from decode import DecodeError, decode, decode_jpeg
-from files import TellError, atomic, folder, make_folder, remove, user_path
+from files import TellError, atomic, folder, make_folder, remove
 from genimage import GENERATORS, generator_of, imagenet_class, name_of
 
 MANIFESTS = {"manifest.tsv": "\t", "manifest.csv": ","}  # and what parts their columns
@@ -85,8 +85,7 @@ def open_pictures(name_or_path: str) -> PictureSet:
     The first time every picture is decoded, to name in `unreadable` each one that cannot be, and an archive
     is unpacked; table and blob stay in the cache until a name, size or time in the source changes.
     """
-    named = [folder("data") / (name_or_path + end) for end in ("", *sources.ARCHIVES)]
-    path = next((path for path in (user_path(name_or_path), *named) if path.exists()), named[0])
+    path = find_set(name_or_path)
     name, state = set_name(name_or_path), sources.signature(sources.require_readable(path))[:12]
     stem = f"natural-{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     target = make_folder(folder("cache"), "TELL_CACHE") / f"{stem}-{state}-v1"

@@ -44,6 +44,17 @@ def test_every_form_gives_the_same_set(tree, tmp_path, ending):
     np.testing.assert_array_equal(packed.pixels[packed.rows], plain.pixels[plain.rows])
 
 
+@pytest.mark.parametrize("natural", [False, True])
+def test_a_set_is_found_by_its_name_under_the_data_root(tree, tmp_path, monkeypatch, natural):
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    pack(tree, shelf / "mine.tar.xz")
+    monkeypatch.setenv("TELL_DATA", str(shelf))
+    assert len(datasets.load("mine", natural)) == len(datasets.load(str(tree), natural))
+    with pytest.raises(TellError, match="no_such"):
+        datasets.load("no_such", natural)
+
+
 def test_table_says_what_the_files_say(tree):
     data = datasets.load(str(tree))
     # 4 pictures an object and label, of which a tenth, but at least one, goes to validation
