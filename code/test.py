@@ -133,7 +133,7 @@ def print_table(row: dict, facts: dict) -> None:
     print(f"FAKE pictures      {row['fake_as_fake']:,} called FAKE, {row['fake_as_real']:,} called REAL")
     print(f"REAL pictures      {row['real_as_fake']:,} called FAKE, {row['real_as_real']:,} called REAL")
     for head in ("object", "generator"):
-        if f"{head}_accuracy" in row:
+        if not np.isnan(row.get(f"{head}_accuracy", np.nan)):  # nan: no picture's class is known
             print(f"{head} class".ljust(18) + f" {row[f'{head}_accuracy']:7.2%} right")
     print(f"threshold           {row['threshold']:.4f}   ({row['threshold_source']}); "
           f"at 0.5 the accuracy is {row['accuracy_at_half']:.2%}")
