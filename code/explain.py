@@ -7,6 +7,7 @@ Every method is `method(network, pixels) -> map`: pixels uint8 (3, h, w) or (n, 
 or (n, h, w), positive towards FAKE. What the maps have in common: lime_shap.py, which has LIME and SHAP. How
 far they can be believed: faithful.py.
 """
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,6 +39,8 @@ from lime_shap import (
     shap,
 )
 from scoring import sigmoid
+
+warnings.filterwarnings("ignore", "IProgress not found")  # captum imports tqdm's bar for notebooks
 
 SMALLEST = 7  # side of the smallest map that Grad-CAM is taken from
 STEPS = 32    # of the path of integrated gradients
@@ -126,7 +129,7 @@ def grad_cam(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
     """
     layer, maps = cam_layer(network, pictures.shape[-1]), []
     x = normalised(network, pictures)
-    for part in x.split(batch_size(x)):
+    for part in x.split(batch_size(network, x)):
         raw = raw_cam(network, layer, part)
         if getattr(network, "mirror", False):
             raw = (raw + raw_cam(network, layer, part.flip(3))[..., ::-1]) / 2
@@ -146,7 +149,7 @@ def integrated_gradients(network: nn.Module, pictures: np.ndarray) -> np.ndarray
     from captum.attr import IntegratedGradients
     method = IntegratedGradients(lambda x: fake_logits(network, x))
     x, start = normalised(network, pictures), normalised(network, mean_colour(pictures))
-    size = -(-batch_size(x) // STEPS)
+    size = -(-batch_size(network, x) // STEPS)
     with torch.enable_grad():
         maps = [method.attribute(*part, n_steps=STEPS).sum(dim=1).detach()
                 for part in zip(x.split(size), start.split(size), strict=True)]
@@ -164,7 +167,7 @@ def occlusion(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
     from captum.attr import Occlusion
     method = Occlusion(lambda x: fake_logits(network, x))
     x, fill = normalised(network, pictures), normalised(network, mean_colour(pictures))
-    window, size = [-(-n // GRID) for n in x.shape[2:]], batch_size(x)
+    window, size = [-(-n // GRID) for n in x.shape[2:]], batch_size(network, x)
     strides, at_once = (3, *(-(-n // 2) for n in window)), max(1, size // len(x))
     maps = [method.attribute(one, (3, *window), strides, hidden, perturbations_per_eval=at_once)[:, 0]
             for one, hidden in zip(x.split(size), fill.split(size), strict=True)]

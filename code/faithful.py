@@ -15,6 +15,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from scipy import sparse
 from scipy.ndimage import gaussian_filter
 from scipy.sparse.linalg import spsolve
@@ -43,6 +44,7 @@ MEASURES = {"deletion": "area under the verdict's logit while cells take the mea
             "shift": "rank correlation with the map of the picture moved by one pixel; 1 is stable",
             "randomised": "rank correlation of the sizes with those for shuffled weights; 0 is good",
             "agreement": "mean rank correlation with the other methods of explain.py"}
+BEST = {"deletion": min, "insertion": max, "road": max, "shift": max, "randomised": min}
 
 
 # --- baselines ---------------------------------------------------------------------------------
@@ -160,6 +162,7 @@ def shuffled(network: nn.Module, seed: int = 0) -> nn.Module:
     """A copy whose weights are shuffled, tensor by tensor, so that it knows nothing.
 
     J. Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, keeping each tensor's distribution.
+    What is no parameter stays: Compact's whitening, the statistics of BatchNorm.
     """
     other, random = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -198,6 +201,26 @@ def table(found: dict[str, np.ndarray]) -> list[dict]:
             for measure, values in found.items() for i, name in enumerate(names)]
 
 
+def wide(found: DataFrame) -> DataFrame:
+    """The written table with methods down, measures across: "mean [low, high]"."""
+    cells = [f"{row.mean:.2f} [{row.mean_low:.2f}, {row.mean_high:.2f}]" for row in found.itertuples()]
+    texts = found.assign(cell=cells).pivot(index="method", columns="measure", values="cell")
+    return texts.loc[list(ALL), list(MEASURES)].rename_axis(index=None, columns=None)
+
+
+def ranking(found: DataFrame) -> DataFrame:
+    """Of the written table, by measure of BEST: the best method, and where Grad-CAM and the blob stand."""
+    rows = []
+    for measure, best in BEST.items():
+        means = found[found.measure == measure].set_index("method")["mean"]
+        own = means.drop(list(BASELINES))
+        first = own[own == best(own)].index[0]
+        rows.append({"measure": measure, "best method": first, "best": own[first],
+                     "grad-cam": own["grad-cam"], "blob in the middle": means["centre"],
+                     "grad-cam is number": int(own.rank(ascending=best is min)["grad-cam"]), "of": len(own)})
+    return DataFrame(rows).set_index("measure")
+
+
 def print_table(rows: list[dict]) -> None:
     """Methods down, measures across: means with half the width of their interval."""
     print(" " * 22 + "".join(f"{measure:>16}" for measure in MEASURES))
@@ -234,7 +257,8 @@ def examine(name: str, args) -> dict[str, list[dict]]:
           f"mean ± half of the 95 % interval")
     print_table(faithful)
     print("\n".join(f"{measure}: {text}" for measure, text in MEASURES.items()) + "\n")
-    spliced = [about | row for row in planted.rows_of(network, data, n, cell_maps, list(ALL))]
+    hosts = n if args.smoke else args.hosts
+    spliced = [about | row for row in planted.rows_of(network, data, hosts, cell_maps, list(ALL))]
     print_planted(spliced)
     found = {"faithful": faithful, "planted": spliced}
     mark = ("" if args.split == "test" else f"-{args.split}") + ("-smoke" if args.smoke else "")
@@ -255,7 +279,9 @@ def parser() -> Parser:
         help="cifake, sample, a folder or an archive; auto: CIFAKE or else the sample (auto)")
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--pictures", type=whole_number(2), default=500, metavar="N",
-        help="spread over the split; of the planted patches so many of each class (500)")
+        help="spread over the split (500)")
+    add("--hosts", type=whole_number(2), default=500, metavar="N",
+        help="pictures of each class that take planted patches; most of the time goes there (500)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures, files marked -smoke: does it run?")
     return flags

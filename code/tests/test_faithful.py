@@ -10,6 +10,7 @@ import faithful
 import lime_shap
 import planted
 from datasets import load
+from figures import read_table
 from files import TellError, folder, read_csv
 
 
@@ -144,12 +145,18 @@ def test_a_planted_patch_is_found_in_a_network_that_sees_brightness(tmp_path):
 
 def test_the_command_line_writes_both_tables(checkpoint, tmp_path):  # noqa: F811
     tree = make_tree(tmp_path / "set", test=20)
-    found = faithful.main(["-mf", "one", "--data", str(tree), "--pictures", "2"])["models"]["one"]
+    flags = ["-mf", "one", "--data", str(tree), "--pictures", "2", "--hosts", "2"]
+    found = faithful.main(flags)["models"]["one"]
     rows = read_csv(folder("results") / "faithful-one-set.csv")
     assert len(rows) == len(found["faithful"]) == len(faithful.ALL) * len(faithful.MEASURES)
     assert {row["method"] for row in rows} == set(faithful.ALL)
     centre = {row["measure"]: row for row in rows if row["method"] == "centre"}
     assert float(centre["randomised"]["mean"]) == pytest.approx(1)
+    written = read_table("faithful-one-set")
+    row = max((row for row in rows if row["measure"] == "road" and row["method"] not in faithful.BASELINES),
+              key=lambda row: float(row["mean"]))
+    assert faithful.ranking(written).loc["road", "best method"] == row["method"]
+    assert faithful.wide(written).loc[row["method"], "road"].startswith(f"{float(row['mean']):.2f} [")
     kinds = {row["kind"] for row in read_csv(folder("results") / "planted-one-set.csv")}
     assert kinds == {"fake in real", "real in fake", "real in real, taken for fake",
                      "real in real, unnoticed"}
@@ -158,4 +165,4 @@ def test_the_command_line_writes_both_tables(checkpoint, tmp_path):  # noqa: F81
 def test_too_few_pictures_for_a_control_is_one_line(checkpoint, tmp_path):  # noqa: F811
     tree = make_tree(tmp_path / "set", test=10)
     with pytest.raises(TellError, match="no other picture has the object class"):
-        faithful.main(["-mf", "one", "--data", str(tree), "--pictures", "2"])
+        faithful.main(["-mf", "one", "--data", str(tree), "--pictures", "2", "--hosts", "2"])

@@ -21,11 +21,13 @@ from test_tiles import FACTS, network, noise
 
 import calibration
 import checkpoints
+import explain
 import gather
 import infer
 import rows
 import scoring
 import test
+import tiles
 from files import TellError
 
 
@@ -206,6 +208,19 @@ def test_output_and_maps_inside_the_input_are_not_judged(model, zoo, tmp_path):
     maps = [path for path in (zoo / "maps").iterdir() if path.name != "000000-old.png"]
     assert len(maps) == sum(not error for _, _, error in ZOO.values())
     assert Image.open(next(path for path in maps if "a_plain" in path.name)).size == (512, 512)
+
+
+def test_heat_maps_are_grad_cams_of_the_pictures_as_judged(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    pictures = [noise(32, 32, seed) for seed in range(3)]
+    for i, picture in enumerate(pictures):
+        (tmp_path / "in" / f"{i}.png").write_bytes(encoded(Image.fromarray(picture), "PNG"))
+    judged(tmp_path / "in", tmp_path / "v.json", "--explain", str(tmp_path / "maps"))
+    drawn = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "maps").iterdir())]
+    for picture, found in zip(pictures, drawn, strict=True):
+        heat = explain.grad_cam(network(), picture.transpose(2, 0, 1))
+        shown, boxes = tiles.sketch(picture, np.array([[0, 0, 32, 32]]))
+        assert (found == np.asarray(tiles.overlay(shown, boxes, heat[None]))).all()
 
 
 # --- URLs --------------------------------------------------------------------------------------

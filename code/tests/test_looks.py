@@ -1,12 +1,11 @@
 """What the networks look at: masks, shares and exchanges against networks whose reasons are known."""
 import numpy as np
 import pytest
-import torch
 from conftest import make_tree
-from test_explain import Linear, checkpoint, some  # noqa: F401 (a fixture)
+from test_explain import Linear, checkpoint, compact, some  # noqa: F401 (a fixture)
 
 import looks
-from classes import build
+import looks_figures
 from datasets import load
 from files import TellError, folder, read_csv
 
@@ -22,7 +21,7 @@ def scene(noise: int = 4) -> tuple[np.ndarray, np.ndarray]:
 def test_the_background_is_what_edges_part_from_the_middle():
     picture, ground = scene()
     assert (looks.background(picture) == ground).mean() > 0.98
-    assert (looks.covered(picture[None])[0] == picture).all(axis=0)[~ground].mean() > 0.98
+    assert (looks_figures.covered(picture[None])[0] == picture).all(axis=0)[~ground].mean() > 0.98
 
 
 def test_the_border_is_the_outer_ring_of_cells():
@@ -59,8 +58,7 @@ def test_what_a_seam_adds_cancels_out_of_an_exchange():
 
 
 def test_the_value_of_a_part_and_of_the_rest_add_up():
-    torch.manual_seed(0)
-    network = build("CIFAKE_CNN").eval()
+    network = compact()
     reals, fakes, part = some(4, seed=3), some(4, seed=4), looks.border(some(4))
     one, rest = (looks.swapped(network, reals, fakes, where) for where in (part, ~part))
     assert np.allclose(one[0] + rest[0], one[1], atol=1e-4)
@@ -85,7 +83,7 @@ def test_pairs_are_alike_in_classes_and_cases_are_what_they_are_called(tmp_path)
     with pytest.raises(TellError, match="both real and fake"):
         looks.pairs(data.take(data.labels == 1), 2)
     scores = np.random.default_rng(0).random(len(data))
-    index = looks.cases(data.labels, scores, 0.6, 3)
+    index = looks_figures.cases(data.labels, scores, 0.6, 3)
     assert data.labels[index].tolist() == [0] * 6 + [1] * 6
     assert (scores[index] >= 0.6).tolist() == ([False] * 3 + [True] * 3) + ([True] * 3 + [False] * 3)
 
