@@ -18,7 +18,7 @@ from classes import parameters
 from figures import LINE, STYLE
 from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
 
-RECIPES = ("mini_model", "base_model", "attn_model", "fast", "fast_single", "compact", "dual", "effnet")
+RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "fast", "compact", "dual")
 MEANS = ("roc_auc", "object_accuracy")
 # (name, accuracy on the official test half, parameters or None where none are stated, source)
 PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None, "IEEE Access 2024"),

@@ -2,7 +2,7 @@
 
 gather() pools sets of pictures with what has to be left out together. Every picture is seen as it is and
 re-saved at random: cropped, resized, saved as JPEG, WebP or PNG, so that format, size and quality tell
-nothing. measure() gives the features of these views, squares() the pixels, pairs() fakes made from real ones.
+nothing. measure() gives what each method sees of these views.
 """
 import hashlib
 import io
@@ -20,20 +20,17 @@ import checkpoints
 import genimage
 import sources
 from decode import decode
-from detail import Pairs
 from files import TellError, atomic, folder, make_folder
 from forensic import forensics
 from genimage import GENERATORS
 from metadata import header
 from natural import PictureSet, open_pictures
-from reconstruct import KINDS as DECODERS
-from reconstruct import LARGEST, reconstructed, train
 from tiles import vote
 
 VIEWS = 2        # re-saved copies of a picture for each seed
-PAIRS = 2        # of each real picture and its reconstruction
 LEAST = 192      # pixels of the shorter side that re-saving leaves
 ONE_CLASS = "one-class sources"  # sources without real or without fake pictures, left out together
+SAME_ORIGIN = {"vqa": ONE_CLASS, ONE_CLASS: "vqa"}  # photographs of ImageNet: neither fits for the other
 WAYS = ("squash", "tiles")  # of showing a picture to a network for 32 pixels
 KINDS = ("JPEG", "PNG", "WEBP")
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
@@ -138,12 +135,12 @@ def fitted(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size, size), Image.Resampling.BICUBIC))
 
 
-def measure(middle: nn.Module, pool: Pool, seeds: int, beside: list[str]) -> dict[str, np.ndarray]:
+def measure(network: nn.Module, pool: Pool, seeds: int, beside: list[str]) -> dict[str, np.ndarray]:
     """{method: float32 (n, 1 + seeds * VIEWS, k)}: of each picture as it is, then of re-saved ones.
 
-    middle: a MiddleLayers, for its features; beside: checkpoints, for their logits. Kept in the cache.
+    network: a General, for its features; beside: checkpoints, for their logits. Kept in the cache.
     """
-    found = kept(pool, seeds, (middle.stem, middle.stages), partial(own_features, middle))
+    found = kept(pool, seeds, (network.stem, network.stages), partial(own_features, network))
     for name in beside:
         other = checkpoints.load(name)[0]
         found |= kept(pool, seeds, (other,), partial(others_logits, name, other))
@@ -193,65 +190,6 @@ def others_logits(name: str, network: nn.Module, pictures: list[np.ndarray], fil
 
 @torch.inference_mode()
 def read(network: nn.Module, squares: np.ndarray) -> np.ndarray:
-    """What the head of a MiddleLayers is given: uint8 (b, size, size, 3) -> float32 (b, k)."""
-    head, network.head = network.head, nn.Identity()
-    try:
-        mean, std = (torch.tensor(network.normalisation[key]).view(3, 1, 1) for key in ("mean", "std"))
-        return network((torch.from_numpy(squares).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
-    finally:
-        network.head = head
-
-
-# --- pictures for training ------------------------------------------------------------------------
-
-def squares(pool: Pool, seeds: int, size: int) -> np.ndarray:
-    """uint8 (n, 1 + seeds * VIEWS, size, size, 3): the same views as a network sees them, from the cache."""
-    rows = (np.stack([fitted(picture, size) for picture in pictures]) for pictures, _ in views(pool, seeds))
-    return mapped(f"squares {seeds} {VIEWS} {LEAST} {size}", pool, rows,
-                  (len(pool), 1 + seeds * VIEWS, size, size, 3))
-
-
-def pairs(pool: Pool, size: int) -> Pairs:
-    """PAIRS pairs of each real picture, by autoencoders that saw the pixels of one-class real pictures only.
-
-    Where there are none of these, of all real ones; the autoencoders never learn a label.
-    """
-    reals = np.flatnonzero(~pool.labels)
-    seen = np.flatnonzero(~pool.labels & (pool.sources == ONE_CLASS))
-    seen = set((seen if len(seen) else reals).tolist())
-
-    def rows() -> Iterator[np.ndarray]:
-        photos = [pixels for row, (pixels, _) in enumerate(pool.files()) if row in seen]
-        coders = [train(photos, kind, seed)
-                  for seed, kind in enumerate(tqdm(DECODERS, "autoencoders", leave=False))]
-        for row, (pixels, _) in enumerate(tqdm(pool.files(), "pairs", len(pool), leave=False)):
-            if not pool.labels[row]:
-                random = [np.random.default_rng([7, i, *pool.sha256[row, :8]]) for i in range(PAIRS)]
-                yield from (pair(pixels, coders, size, one) for one in random)
-    found = mapped(f"pairs {PAIRS} {size} 1", pool, rows(), (PAIRS * len(reals), 2, size, size, 3))
-    return Pairs(found, reals.repeat(PAIRS))
-
-
-def pair(pixels: np.ndarray, coders: list[nn.Module], size: int, random: np.random.Generator) -> np.ndarray:
-    """A picture, at most LARGEST pixels on its shorter side, and its fake, both re-saved alike as squares."""
-    h, w = pixels.shape[:2]
-    scale = min(1, LARGEST / min(h, w))
-    small = Image.fromarray(pixels).resize([max(8, round(side * scale) // 8 * 8) for side in (w, h)],
-                                           Image.Resampling.BICUBIC)
-    real = np.asarray(small)
-    fake, seed = reconstructed(real, coders[random.integers(len(coders))]), int(random.integers(2**31))
-    files = [resaved(one, np.random.default_rng(seed)) for one in (real, fake)]
-    return np.stack([fitted(decode(file)[0], size) for file in files])
-
-
-def mapped(what: str, pool: Pool, rows: Iterator[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 `shape` from `rows` of shape[1:], kept as a file in the cache and mapped, not loaded."""
-    key = hashlib.sha256(pool.sha256.tobytes() + what.encode()).hexdigest()[:24]
-    path = make_folder(folder("cache"), "TELL_CACHE") / f"general-{key}.npy"
-    if not path.exists():
-        with atomic(path) as file:
-            described = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, described)
-            for row in rows:
-                file.write(np.ascontiguousarray(row))
-    return np.load(path, mmap_mode="r")
+    """General.features of uint8 (b, size, size, 3): float32 (b, k)."""
+    mean, std = (torch.tensor(network.normalisation[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return network.features((torch.from_numpy(squares).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()

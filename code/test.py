@@ -119,7 +119,8 @@ def print_table(row: dict, facts: dict) -> None:
           f"(trained on {facts['data']}, seed {facts['seed']})")
     if facts["data"] == "sample" or row["data"] == "sample":
         print("THE BUILT-IN SAMPLE IS FOR SMOKE RUNS, NOT FOR CONCLUSIONS")
-    if row["split"] != "test" and facts.get("fingerprint") == row["fingerprint"]:
+    if row["fingerprint"] in facts.get("fitted_on", ()) or (
+            row["split"] != "test" and facts.get("fingerprint") == row["fingerprint"]):
         print(f"these pictures were used in training ({row['split']}): no measure of how well it generalises")
     print(f"accuracy           {row['accuracy']:7.2%}   95 % interval {row['accuracy_low']:.2%} to "
           f"{row['accuracy_high']:.2%}   majority baseline {row['majority']:.2%}")

@@ -1,22 +1,27 @@
 """Judge detectors on sources that they have not seen: fit without one source, score it, each in turn.
 
-What is judged is a function fit(x, labels, groups, seed) -> (features (m, k) -> logits (m,)), for x (n, k).
-compare() does so for each of METHODS and gives the rows of paper/results/general.csv. The cut between REAL
-and FAKE is transferred: a fifth of the other sources' pictures, kept out of the fit, chooses it.
+What is judged is a function fit(x, labels, groups, seed) -> (features (m, k) -> logits (m,)), for x (n, k);
+table() gives its rows of paper/results/general.csv. The cut between REAL and FAKE is transferred: a fifth of
+the other sources' pictures, kept out of the fit, chooses it. A checkpoint's rule, and what its verdicts are
+worth, come from the same scores: each by a detector that saw nothing of the picture's source.
 """
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
-from resaved import ONE_CLASS, VIEWS, Pool
+import calibration
+from files import TellError
+from resaved import ONE_CLASS, SAME_ORIGIN, VIEWS, Pool
 from scoring import roc_auc
 
 STRENGTH = 3.0   # of the mean loss against half of |w|^2: from 0.3 to 30 the results differ by noise
 DRAWS = 500      # of the bootstrap
 FEWEST = 5       # fakes of a generator that get a row of their own
+WORDS = ("REAL", "FAKE", "cannot tell")
+SILENT = {"real_bound": np.inf, "fake_bound": -np.inf}  # of a rule: both classes are possible, always
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -73,15 +78,6 @@ def seen_by(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, fit: Callable
     return lambda rows: model(rows.reshape(-1, rows.shape[2])).reshape(rows.shape[:2])
 
 
-def left_out(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, fit: Callable, seed: int) -> np.ndarray:
-    """Logits (n, views) of each picture by a detector that saw nothing of its group."""
-    found = np.empty(x.shape[:2])
-    for group in np.unique(groups):
-        mine = groups == group
-        found[mine] = seen_by(x[~mine], labels[~mine], groups[~mine], fit, seed)(x[mine])
-    return found
-
-
 def halfway(labels: np.ndarray, logits: np.ndarray) -> float:
     """The cut half way between the medians of both classes: it calls neither class always by accident."""
     return float(np.median(logits[labels]) + np.median(logits[~labels])) / 2
@@ -97,30 +93,27 @@ def held(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def transferred(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, test: np.ndarray,
-                fit: Callable, seed: int) -> np.ndarray:
-    """Logits (m, views) of `test` by a detector fitted on four fifths, less the cut that the rest choose."""
+                fit: Callable, seed: int) -> tuple[np.ndarray, float]:
+    """Logits (m, 2) of `test` by a detector fitted on four fifths, and the cut that the rest choose."""
     rest = held(labels, groups)
     model = seen_by(x[~rest], labels[~rest], groups[~rest], fit, seed)
-    return model(test) - halfway(labels[rest].repeat(x.shape[1]), model(x[rest]).ravel())
+    return model(test), halfway(labels[rest].repeat(2), model(x[rest][:, :2]).ravel())
 
 
 # --- judging --------------------------------------------------------------------------------------
 
 def judged(x: np.ndarray, pool: Pool, fit: Callable, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits less the transferred cut, (seeds, n, 2: as it is, re-saved), each source left out in turn.
+    """Logits (seeds, n, 2: as it is, re-saved) and cuts (seeds, n, 1), each source left out in turn.
 
-    Second: the same where the detector saw only the largest source and is judged on all others (nan on it).
+    With it goes the one of SAME_ORIGIN: a detector that knows the camera's side of a source has seen it.
     """
-    names, counts = np.unique(pool.sources, return_counts=True)
-    largest, shape = names[counts.argmax()], (seeds, len(pool), 2)
-    unseen, alone = np.full(shape, np.nan), np.full(shape, np.nan)
-    for seed in range(seeds):
+    logits, cuts = np.empty((seeds, len(pool), 2)), np.empty((seeds, len(pool), 1))
+    for seed, name in product(range(seeds), np.unique(pool.sources)):
         views = x[:, [0, *range(1 + seed * VIEWS, 1 + (seed + 1) * VIEWS)]]
-        splits = [(unseen, pool.sources != name, pool.sources == name) for name in names]
-        for found, train, test in [*splits, (alone, pool.sources == largest, pool.sources != largest)]:
-            found[seed, test] = transferred(views[train], pool.labels[train], pool.sources[train],
-                                            views[test][:, :2], fit, seed)
-    return unseen, alone
+        test, seen = pool.sources == name, ~np.isin(pool.sources, [name, SAME_ORIGIN.get(name, name)])
+        logits[seed, test], cuts[seed, test] = transferred(
+            views[seen], pool.labels[seen], pool.sources[seen], views[test][:, :2], fit, seed)
+    return logits, cuts
 
 
 def auc(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -157,27 +150,31 @@ def numbers(parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     return row
 
 
-def table(pool: Pool, method: str, fitted_on: str, logits: np.ndarray) -> list[dict]:
-    """Rows of one method: each source, each generator against its source's real pictures, and the mean.
+def table(pool: Pool, method: str, logits: np.ndarray) -> list[dict]:
+    """Rows of one method, logits (seeds, n, 2) less their cuts: each source, each generator against its
+    source's real pictures, and the mean.
 
     The mean is over sources with both classes of their own; ONE_CLASS, whose classes come from different
     places, stays out of it.
     """
+    part = {name: pool.sources == name for name in np.unique(pool.sources)}
+    part |= {f"{home}: {maker}": part[home] & (~pool.labels | (pool.generators == maker))
+             for home in part for maker in makers_of(pool, home)}
     rows = []
     for view, pictures in enumerate(("as they are", "re-saved")):
-        tested = ~np.isnan(logits[0, :, view])
-        part = {name: tested & (pool.sources == name) for name in np.unique(pool.sources[tested])}
-        part |= {f"{home}: {maker}": part[home] & (~pool.labels | (pool.generators == maker))
-                 for home in part for maker in makers_of(pool, home)}
         chosen = {name: (pool.labels[rows], logits[:, rows, view]) for name, rows in part.items()}
-        own = [one for name, one in chosen.items() if name != ONE_CLASS and ":" not in name]
-        for name, parts in [*((name, [one]) for name, one in chosen.items()), ("MEAN", own)]:
+        for name, parts in [*((name, [one]) for name, one in chosen.items()),
+                            ("MEAN", [chosen[name] for name in own_sources(pool)])]:
             fakes = int(sum(labels.sum() for labels, _ in parts))
             total = sum(len(labels) for labels, _ in parts)
-            rows.append({"method": method, "fitted_on": fitted_on, "pictures": pictures, "source": name,
-                         "n_real": total - fakes, "n_fake": fakes, **numbers(parts),
-                         "majority": max(fakes, total - fakes) / total})
+            rows.append({"method": method, "pictures": pictures, "source": name, "n_real": total - fakes,
+                         "n_fake": fakes, **numbers(parts), "majority": max(fakes, total - fakes) / total})
     return rows
+
+
+def own_sources(pool: Pool) -> list[str]:
+    """The sources with real and fake pictures of their own."""
+    return [str(name) for name in np.unique(pool.sources) if name != ONE_CLASS]
 
 
 def makers_of(pool: Pool, source: str) -> list[str]:
@@ -188,19 +185,79 @@ def makers_of(pool: Pool, source: str) -> list[str]:
     return [str(maker) for maker, n in zip(makers, counts, strict=True) if maker and n >= FEWEST]
 
 
-def compare(found: dict[str, np.ndarray], pool: Pool, methods: dict[str, tuple], seeds: int) -> list[dict]:
-    """Every method's rows: methods {name: (key of `found`, fit)}."""
-    rows = []
-    for method, (values, fit) in tqdm(methods.items(), "methods", leave=False):
-        unseen, alone = judged(found[values].astype(np.float64), pool, fit, seeds)
-        rows += table(pool, method, "all other sources", unseen)
-        rows += table(pool, method, "the largest source only", alone) if fit is not untrained else []
-    return rows
-
-
 def print_means(rows: list[dict]) -> None:
-    print(f"{'method':<24}{'fitted on':<25}{'pictures':<13}{'AUC on unseen sources':<31}balanced accuracy")
+    print(f"{'method':<24}{'pictures':<13}{'AUC on unseen sources':<31}balanced accuracy")
     for row in (row for row in rows if row["source"] == "MEAN"):
         cells = "   ".join(f"{row[key]:.3f} [{row[key + '_low']:.3f}, {row[key + '_high']:.3f}] "
                            f"±{row[key + '_sd']:.3f}" for key in ("roc_auc", "balanced_accuracy"))
-        print(f"{row['method']:<24}{row['fitted_on']:<25}{row['pictures']:<13}{cells}")
+        print(f"{row['method']:<24}{row['pictures']:<13}{cells}")
+
+
+# --- what a checkpoint says -----------------------------------------------------------------------
+
+def even(pool: Pool, names: list[str]) -> np.ndarray:
+    """As many real as fake pictures of each source, spread over its files: int (k,).
+
+    So a source's share of fakes says nothing, and P(fake) stands at even odds wherever a picture is from.
+    """
+    found = []
+    for name in names:
+        rows = [np.flatnonzero((pool.sources == name) & (pool.labels == label)) for label in (False, True)]
+        least = min(map(len, rows))
+        found += [mine[np.arange(least) * len(mine) // least] for mine in rows]
+    return np.concatenate(found)
+
+
+def rule(pool: Pool, logits: np.ndarray, names: list[str]) -> tuple[dict, float]:
+    """calibration.fit on the logits (seeds, n, 2) of even(names), and the cut half way between the classes.
+
+    Where fakes score no higher than real pictures, nothing can be told: P(fake) is 1/2 and every verdict
+    "cannot tell".
+    """
+    chosen = even(pool, names)
+    labels, values = np.tile(pool.labels[chosen].repeat(2), len(logits)), logits[:, chosen].ravel()
+    told = f"{len(values) // len(chosen)} scores each of {len(chosen)} pictures whose source was left out"
+    try:
+        found = calibration.fit(labels, values, told)
+    except TellError as error:  # of both classes and finite scores there is one: they do not rise
+        print(f"{error}; every verdict will be \"cannot tell\"")
+        found = {"temperature": np.inf, "bias": 0.0, "source": told, "alpha": calibration.ALPHA, **SILENT,
+                 "false_alarm_bounds": dict.fromkeys(calibration.FALSE_ALARMS, np.inf)}
+    return found | {"n": len(chosen)}, halfway(labels, values)
+
+
+def verdicts(pool: Pool, logits: np.ndarray) -> list[dict]:
+    """What verdicts are worth on an unseen source: a row each, the rule from the other sources' scores.
+
+    Counts are over seeds and both views of each picture, logits (seeds, n, 2).
+    """
+    rows = []
+    for name in own_sources(pool):
+        mine = pool.sources == name
+        by = rule(pool, logits, [other for other in own_sources(pool) if other != name])[0]
+        said, labels = calibration.verdicts(logits[:, mine], by), pool.labels[mine]
+        counts = {f"{truth}_as_{word}": int((said[:, labels == label] == word).sum())
+                  for label, truth in enumerate(("real", "fake")) for word in WORDS}
+        rows.append({"source": name, "temperature": by["temperature"], **counts})
+    return rows
+
+
+def shares(rows: list[dict], truth: str) -> dict[str, float]:
+    """What share of the "real" or of the "fake" pictures got each verdict of WORDS, over all rows."""
+    counts = {word: sum(row[f"{truth}_as_{word}"] for row in rows) for word in WORDS}
+    return {word: count / sum(counts.values()) for word, count in counts.items()}
+
+
+def promised(found: dict, rows: list[dict]) -> dict:
+    """The rule `found`, or SILENT where its promise failed on unseen sources, rows of verdicts().
+
+    It promises that at most alpha of a class get the other's verdict.
+    """
+    wrong = max(shares(rows, "real")["FAKE"], shares(rows, "fake")["REAL"])
+    return found if wrong <= found["alpha"] else found | SILENT
+
+
+def print_verdicts(rows: list[dict]) -> None:
+    for truth in ("real", "fake"):
+        said = ", ".join(f"{share:.1%} {word}" for word, share in shares(rows, truth).items())
+        print(f"verdicts on {truth} pictures of unseen sources: {said}")

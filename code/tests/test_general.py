@@ -11,18 +11,28 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import checkpoints
-import detail
 import general
-import reconstruct
 import test as commands
 import unseen
 from classes import build
 from decode import decode
-from detail import Pairs
 from files import TellError, folder, read_csv
 from forensic import forensics
-from resaved import LEAST, gather, pair, read, resaved
-from unseen import halfway, left_out, numbers, regression, transferred, weights_of
+from infer import said_of
+from resaved import LEAST, VIEWS, Pool, gather, read, resaved
+from scoring import sigmoid
+from unseen import (
+    even,
+    halfway,
+    judged,
+    numbers,
+    own_sources,
+    promised,
+    regression,
+    rule,
+    verdicts,
+    weights_of,
+)
 
 SMALL = {**general.NETWORK, "size": 64}
 
@@ -58,27 +68,31 @@ def wild(tmp_path):
 
 def test_from_pictures_to_a_checkpoint_that_test_py_scores(wild, weights, monkeypatch, capsys):
     monkeypatch.setattr(general, "NETWORK", SMALL)
-    for module, name, value in ((unseen, "DRAWS", 5), (reconstruct, "STEPS", 2), (detail, "STEPS", 30),
-                                (detail, "SIDE", 32)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(unseen, "DRAWS", 5)
+    compare, kept = general.compare, []
+
+    def once(*args):
+        kept.extend(kept or compare(*args))
+        return kept[:2]
+    monkeypatch.setattr(general, "compare", once)
     flags = ["--data", str(wild), "--questions", "--seeds", "1"]
     found = general.main([*flags, "--weights", str(weights)])
     rows = read_csv(folder("results") / "general.csv")
-    mean = {row["method"]: row for row in rows if row["source"] == "MEAN" and row["pictures"] == "as they are"
-            and row["fitted_on"] == "all other sources"}
-    for method in ("middle", "detail", "middle + detail", "forensic"):
+    mean = {row["method"]: row for row in rows
+            if row["source"] == "MEAN" and row["pictures"] == "as they are"}
+    for method in ("middle", "forensic"):
         assert float(mean[method]["roc_auc"]) > 0.9, method
     assert {"a", "b", "c", "one-class sources", "MEAN"} == {row["source"] for row in rows}
-    assert found["calibration"]["n"] == 30 * 3
+    assert found["calibration"]["n"] == 18  # those of a, b, c: real and fake of one place
+    assert {row["source"] for row in read_csv(folder("results") / "general-verdicts.csv")} == set("abc")
     row = commands.main(["-mf", "general", "--data", str(wild)])["models"][0]
     assert row["roc_auc"] > 0.9
-    assert "scores of 30 pictures whose source was left out" in row["threshold_source"]
-    before = checkpoints.load("general")[0]
-    monkeypatch.setattr(general, "compare", lambda *_: found["rows"])
-    general.main(flags)  # again, from its own network
-    after = checkpoints.load("general")[0]
-    assert torch.allclose(before.middle.head.weight, after.middle.head.weight, atol=1e-5)
-    assert torch.equal(before.detail.head.weight, after.detail.head.weight)
+    assert "2 scores each of 18 pictures whose source was left out" in row["threshold_source"]
+    before, facts = checkpoints.load("general")
+    assert facts["fitted_on"] == [row["fingerprint"]]  # so that a test can say that it is none
+    general.main(flags)  # again, from its own network, which was kept in half precision
+    after, x = checkpoints.load("general")[0], torch.randn(4, 3, 64, 64)
+    assert torch.allclose(before(x), after(x), atol=0.05)
 
 
 def test_the_network_reads_the_stages_that_it_says(weights):
@@ -92,28 +106,55 @@ def test_the_network_reads_the_stages_that_it_says(weights):
         whole((torch.from_numpy(squares).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
     flat = [stage.flatten(2).numpy() for stage in seen]
     wanted = np.concatenate([part for x in flat for part in (x.mean(axis=2), x.std(axis=2))], axis=1)
-    np.testing.assert_allclose(read(network.middle, squares), wanted, rtol=1e-3, atol=1e-4)
-    assert [name for name, p in network.named_parameters() if name.startswith("middle") and p.requires_grad
-            ] == ["middle.head.weight", "middle.head.bias"]
+    np.testing.assert_allclose(read(network, squares), wanted, rtol=1e-3, atol=1e-4)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def pool_of(labels, sources):
+    return Pool([], labels, sources, np.full(len(labels), ""), np.zeros((len(labels), 32), np.uint8))
 
 
 def test_no_picture_is_scored_by_what_saw_its_source():
-    groups, labels = np.repeat(["a", "b", "c"], 20), np.tile([True, False], 30)
-    x, seen = np.arange(60.0).reshape(60, 1, 1).repeat(2, axis=1), []
+    groups, labels, seen = np.repeat(["a", "b", "c"], 20), np.tile([True, False], 30), []
+    x = np.arange(60.0).reshape(60, 1, 1).repeat(1 + VIEWS, axis=1)
 
     def spy(rows, labels, groups, seed):
         seen.append((set(rows[:, 0]), set(groups)))
         return lambda rows: rows[:, 0]
-    assert (left_out(x, labels, groups, spy, 0) == x[..., 0]).all()
+    logits, cuts = judged(x, pool_of(labels, groups), spy, seeds=1)
+    assert (logits[0] == x[:, :2, 0]).all()
     assert [groups for _, groups in seen] == [{"b", "c"}, {"a", "c"}, {"a", "b"}]
-    seen.clear()
-    found = transferred(x[:40], labels[:40], groups[:40], x[40:], spy, 0)
-    (fitted, sources), = seen
-    rest = np.array(sorted(set(range(40)) - fitted))  # a fifth of each source and class chooses the cut
-    assert sources == {"a", "b"}
+    rest = np.array(sorted(set(range(40)) - seen[2][0]))  # a fifth of each source and class chooses the cut
     assert [(labels[rest] & (groups[rest] == group)).sum() for group in "abc"] == [2, 2, 0]
     assert len(rest) == 8
-    np.testing.assert_allclose(found, x[40:, :, 0] - halfway(labels[rest], rest.astype(float)))
+    assert (cuts[0, 40:] == halfway(labels[rest], rest.astype(float))).all()
+    seen.clear()
+    judged(x, pool_of(labels, np.repeat(["a", "one-class sources", "vqa"], 20)), spy, seeds=1)
+    assert [groups for _, groups in seen] == [{"one-class sources", "vqa"}, {"a"}, {"a"}]
+
+
+def test_a_rule_counts_real_and_fake_of_each_source_alike_and_is_silent_where_nothing_can_be_told():
+    random, sources = np.random.default_rng(0), np.repeat(["a", "b", "one-class sources"], (300, 100, 50))
+    labels = np.concatenate((np.arange(300) < 250, np.arange(100) < 20, np.arange(50) < 25))
+    logits = random.normal(size=(2, 450, 2)) + 3 * (sources == "b")[:, None]  # b's reals look like a's fakes
+    pool = pool_of(labels, sources)
+    chosen = even(pool, own_sources(pool))
+    assert [(labels[chosen] & (sources[chosen] == name)).sum() for name in ("a", "b")] == [50, 20]
+    assert len(set(chosen)) == len(chosen) == 140
+    found, cut = rule(pool, logits - 5 * labels[:, None], ["a", "b"])
+    said, scores, _ = said_of(logits.ravel(), float(sigmoid(np.array(cut))), found)
+    assert (set(said), set(scores), found["n"]) == ({"cannot tell"}, {0.5}, 140)
+    found, cut = rule(pool, logits + 8 * labels[:, None], ["a", "b"])
+    assert 3 < found["real_bound"] < cut < found["fake_bound"] < 8
+    a, b = verdicts(pool, logits + 20 * labels[:, None])
+    assert sum(a[key] for key in a if "_as_" in key) == 300 * 4
+    assert a["real_as_REAL"] > 190  # of 200, below b's real ones
+    assert b["fake_as_FAKE"] > 70   # of 80, above a's fakes
+    assert b["real_as_REAL"] + b["real_as_FAKE"] < 40  # of 320, between them: neither's like
+    assert promised(found, [a, b]) == found
+    turned = logits + (np.where(sources == "a", 8, -8) * labels)[:, None]  # b's fakes below its real ones
+    said = verdicts(pool, turned)
+    assert promised(found, said) == found | {"real_bound": np.inf, "fake_bound": -np.inf}
 
 
 def test_what_differs_between_sources_only_is_not_learnt():
@@ -157,19 +198,6 @@ def test_forensics_of_noise_has_its_closed_form():
     np.testing.assert_allclose(agreement, 1, atol=0.02)  # the three colours are one
     for flat in (0, 255):
         assert np.isfinite(forensics(np.full((64, 64, 3), flat, np.uint8))).all()
-
-
-def test_a_pair_differs_by_the_decoder_only_and_a_part_sees_its_own_pictures_only(monkeypatch):
-    monkeypatch.setattr(reconstruct, "STEPS", 40)
-    coarse = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(coarse).resize((260, 260)))
-    coder = reconstruct.train([picture], "nearest", seed=0)
-    real, fake = pair(picture, [coder], 64, np.random.default_rng(1))
-    assert 0 < abs(real.astype(int) - fake).mean() < 12
-    same = pair(picture, [torch.nn.Identity()], 64, np.random.default_rng(1))
-    assert (same == real).all()
-    pairs = Pairs(np.arange(8).reshape(4, 2, 1, 1, 1), np.array([3, 3, 5, 9]))
-    assert pairs.of(np.array([5, 3])).rows.tolist() == [3, 3, 5]
 
 
 def test_files_under_both_labels_are_left_out_and_named(wild, capsys):
