@@ -14,7 +14,8 @@ ROOT = CODE.parent
 RESULTS = ROOT / "paper/results"
 # name: (epochs, arguments of the network)
 MODELS = {"base_model": (10, {"attn": False}), "mini_model": (1, {"attn": False}),
-          "attn_model": (10, {"attn": True}), "compact": (16, {"objects": 10})}
+          "attn_model": (10, {"attn": True}), "compact": (16, {"objects": 10}),
+          "fast": (5, {"objects": 10})}
 
 
 @pytest.fixture(autouse=True)
