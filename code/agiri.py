@@ -31,7 +31,7 @@ from files import Parser, command_line, config, folder, shown, write_csv
 from lossless import models_here
 from sample import photo
 from scoring import roc_auc, sigmoid, wilson
-from trust import auc_interval, by_source
+from trust import auc_interval, by_source, percent
 
 MODELS = ("base_model", "mini_model", "attn_model", "compact", "dual", "effnet", "general")
 TEST_FILES = 12_000  # of AGIRI
@@ -163,10 +163,18 @@ def giveaways(data: natural.PictureSet, headers: metadata.Headers) -> list[dict]
 # --- numbers -----------------------------------------------------------------------------------
 
 def overall(data: natural.PictureSet, found: Scores) -> list[dict]:
-    """Rows of tiles.table(): each detector and way, and of each detector the last way minus the first."""
+    """Rows of compared() for each detector, with the majority's accuracy."""
     about = {"data": data.name, "n": len(data), "majority": majority(data)}
-    return [{"model": model, "way": row.pop("way"), **about, **row} for model, ways in found.items()
-            for row in tiles.table(data.labels, ways)[:len(ways) + (len(ways) > 1)]]
+    return [{"model": model, "way": row.pop("way"), **about, **row}
+            for model, ways in found.items() for row in compared(data.labels, ways)]
+
+
+def compared(labels: np.ndarray, ways: dict[str, tuple[np.ndarray, float]]) -> list[dict]:
+    """Rows of tiles.table(): each way, and the last minus the first; of a single way one row."""
+    if len(ways) > 1:
+        return tiles.table(labels, ways)
+    way, scores = next(iter(ways.items()))
+    return tiles.table(labels, {way: scores, "again": scores})[:1]  # it compares two
 
 
 def majority(data: natural.PictureSet) -> float:
@@ -279,7 +287,7 @@ def plot_seen(name: str, photos: tuple[str, ...] = ("skimage/data/coffee.png", "
     """Photographs of scikit-image, squashed, and each tile's vote: orange FAKE, blue REAL."""
     network, facts = checkpoints.load(name)
     size, cut = tiles.size_of(network), facts["threshold"]
-    with plt.rc_context(STYLE | {"axes.grid": False}):
+    with plt.rc_context(STYLE | {"axes.grid": False, "figure.dpi": 90}):
         figure, axes = plt.subplots(len(photos), 3, figsize=(9.5, 2.7 * len(photos)), squeeze=False,
                                     layout="constrained")
         for row, place in zip(axes, photos, strict=True):
@@ -320,6 +328,15 @@ def fair(names: list[str], data: natural.PictureSet) -> list[str]:
     return [name for name in names if name not in learnt]
 
 
+def print_rows(rows: list[dict]) -> None:
+    print(f"always saying the same: {rows[0]['majority']:.2%}; 95 % intervals\n"
+          f"{'':<15}{'':<40}{'accuracy':<26}{'balanced accuracy':<26}ROC AUC")
+    for row in rows:
+        print(f"{row['model']:<15}{row['way']:<40}{percent(row, 'accuracy'):<26}"
+              f"{percent(row, 'balanced_accuracy'):<26}{row['roc_auc']:.3f} "
+              f"[{row['roc_auc_low']:.3f}, {row['roc_auc_high']:.3f}]")
+
+
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
     flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
@@ -336,8 +353,7 @@ def main(argv: list[str] | None = None) -> dict:
     found = of_networks(fair(args.mf or models_here(MODELS), data), data, pick_device(args.device))
     found[METADATA] = of_metadata(data, metadata.read_headers(data))
     rows, by = overall(data, found), sources(data, found)
-    for row in rows:
-        tiles.print_row({**row, "way": f"{row['model']}, {row['way']}"})
+    print_rows(rows)
     if not args.smoke:
         for what, content in (("scores-", picture_rows(data, found)), ("", rows), ("sources-", by)):
             path = folder("results") / f"agiri-{what}{data.name}.csv"

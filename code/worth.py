@@ -1,34 +1,30 @@
 """What a verdict is worth, one kind of picture beside another: right, wrong, or "cannot tell".
 
-    python code/worth.py -mf base_model attn_model      networks for 32 pixels; about 30 s each
+    python code/worth.py                     those that are here of MODELS; about 30 s each
+    python code/worth.py -mf base_model      these only: networks for 32 pixels
 
 Verdicts are infer.py's: FAKE, REAL or "cannot tell" by the checkpoint's calibration, pictures of natural size
 by their tiles. KINDS says what is scored; what is not on this machine is named and left out. Writes
-paper/results/worth-NAME.csv, one row a kind. The figures are drawn from such rows by notebook 09.
+paper/results/worth-NAME.csv, one row a kind: trust.report's numbers, and what became of all pictures.
+Notebook 09 draws them (worth_figures.py).
 """
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import checkpoints
 from calibration import rate, verdicts
 from cifar100 import open_photographs
 from classes import pick_device
 from datasets import ImageSet, banner, load
-from figures import LINE, STYLE
 from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
-from lossless import open_pairs
+from lossless import models_here, open_pairs
 from natural import open_pictures
 from robustness import degraded, squashed
 from scoring import Z95, logits, sigmoid
 from tiles import portions, vote
-from trust import percent, table
+from trust import percent, saved, table
 
 SMOKE_PICTURES = 60
-KEPT = ("n", "accuracy", "accuracy_low", "accuracy_high", "majority", "threshold", "threshold_oracle",
-        "accuracy_oracle", "roc_auc", "roc_auc_low", "roc_auc_high", "false_alarm_val_1",
-        "false_alarm_val_1_low", "false_alarm_val_1_high", "coverage_real", "coverage_fake")
+MODELS = ("base_model", "mini_model", "attn_model", "compact")
 KINDS = {"CIFAKE's test half": None,  # None, or the degradation of it
          "the same at JPEG 60": ("JPEG", 60),
          "made smaller, 0.75": ("smaller", 0.75),
@@ -101,13 +97,18 @@ def at_even_odds(name: str, hits: int, own: int, slips: int, others: int) -> dic
     return {name: share, f"{name}_low": min(low, share), f"{name}_high": max(high, share)}
 
 
+def at_prior(share: float, prior: float) -> float:
+    """The share of right verdicts where the verdict's class is `prior` of all, from that at even odds."""
+    return share * prior / (share * prior + (1 - share) * (1 - prior))
+
+
 def measure(name: str, cifake: ImageSet, natural: str, device, most: int | None = None) -> list[dict]:
     """One row a kind of picture for one checkpoint; `most`: so many pictures of each kind at most."""
     network, facts = checkpoints.load(name, device)
     if "calibration" not in facts or hasattr(network, "size"):
         raise TellError(f"{name}: a network for 32 pixels with a calibration is needed; "
                         "python code/calibration.py adds one")
-    rows = []
+    sets, found = {}, {}
     for kind in KINDS:
         try:
             pictures = pictures_of(kind, cifake, natural)
@@ -115,80 +116,47 @@ def measure(name: str, cifake: ImageSet, natural: str, device, most: int | None 
             print(f"left out: {kind} ({error})")
             continue
         pictures = pictures.head(most or len(pictures))
-        found = pictures.labels, logits_of(kind, network, pictures, device)
-        numbers = table({kind: found}, facts)[0]
-        rows.append({"model": checkpoints.model_name(name), "kind": kind, "data": pictures.name,
-                     **{key: numbers.get(key, "") for key in KEPT}, **shares(*found, facts["calibration"])})
-    return rows
+        sets[kind], found[kind] = pictures.name, (pictures.labels, logits_of(kind, network, pictures, device))
+    return [{"model": checkpoints.model_name(name), "kind": row.pop("data"), "data": data,
+             **row, **shares(*scored, facts["calibration"])}
+            for row, data, scored in zip(table(found, facts), sets.values(), found.values(), strict=True)]
 
 
-# --- rows -> figures ---------------------------------------------------------------------------
+# --- rows of earlier runs ----------------------------------------------------------------------
 
-OUTCOMES = {"right": "#009E73", "cannot_tell": "#BBBBBB", "wrong": LINE}
-FAMILIES = {"saved again": ("#0072B2", "o", ("JPEG", "WebP")),
-            "resampled": ("#D55E00", "s", ("smaller", "larger", "crop", "blur", "messenger", "screenshot")),
-            "tones": ("#CC79A7", "^", ("darker", "brighter")), "noise": ("#009E73", "D", ("noise",)),
-            "as it is": (LINE, "*", ("clean",))}
-
-
-def read_all(pattern: str) -> dict[str, list[dict[str, str]]]:
-    """{model: its rows} of the files of results/ like "worth-*.csv", by their column `model`."""
-    paths = sorted(folder("results").glob(pattern))
-    if not paths:
-        raise TellError(f"{shown(folder('results') / pattern)}: not there; --help of worth.py and degrade.py "
-                        "say which command writes it")
-    return {rows[0]["model"]: rows for rows in map(read_csv, paths)}
+def measured(stem: str, models: list[str]) -> dict[str, list[dict[str, str]]]:
+    """{model: its rows} of results/ files, stem like "worth-{}"; models without one are named."""
+    paths = {model: folder("results") / f"{stem.format(model)}.csv" for model in models}
+    found = {model: read_csv(path) for model, path in paths.items() if path.exists()}
+    if missing := [shown(paths[model]) for model in models if model not in found]:
+        print(f"not measured yet: {', '.join(missing)}")
+    if not found:
+        raise TellError(f"{shown(folder('results'))}: no {stem.format('NAME')}.csv; --help of worth.py and "
+                        "degrade.py say which command writes it")
+    return found
 
 
-def plot_worth(models: dict[str, list[dict]]) -> Figure:
-    """What became of all pictures of each kind, a panel for each model: right, cannot tell, wrong."""
-    with plt.rc_context(STYLE):
-        rows = next(iter(models.values()))
-        figure, axes = plt.subplots(1, len(models), figsize=(3.2 + 3.6 * len(models), 0.8 + 0.45 * len(rows)),
-                                    sharey=True, squeeze=False, layout="constrained")
-        for ax, (model, mine) in zip(axes[0], models.items(), strict=True):
-            plot_outcomes(ax, mine)
-            ax.set_title(model)
-        axes[0, 0].set_yticks(range(len(rows)), [name_of(row) for row in rows], fontsize=8)
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+def worth_at(rows: list[dict[str, str]], priors: tuple[float, ...]) -> list[dict[str, str]]:
+    """Shares of right verdicts where `priors` of all pictures are fake, of each kind with both classes."""
+    return [{"model": row["model"], "kind": row["kind"],
+             **{f"{verdict}, {prior:.0%} fakes": right_at(row, key, prior if verdict == "FAKE" else 1 - prior)
+                for verdict, key in (("FAKE", "fake_right"), ("REAL", "real_right")) for prior in priors}}
+            for row in rows if int(row["reals"]) and int(row["fakes"])]
 
 
-def name_of(row: dict) -> str:
-    return f"{row['kind']}\n{int(row['reals']):,} real, {int(row['fakes']):,} fake"
+def right_at(row: dict[str, str], key: str, prior: float) -> str:
+    """"0.160 [0.147, 0.175]"; the interval alone counts where there was no wrong verdict."""
+    if row[key] == "nan":
+        return "never said"
+    share, low, high = (at_prior(float(row[key + end]), prior) for end in ("", "_low", "_high"))
+    return f"{share:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def plot_outcomes(ax: Axes, rows: list[dict]) -> None:
-    """Stacked bars, the numbers within."""
-    left = np.zeros(len(rows))
-    for key, colour in OUTCOMES.items():
-        part = np.array([float(row[key]) for row in rows])
-        ax.barh(range(len(rows)), part, left=left, color=colour, label=key.replace("_", " "))
-        for place, share in enumerate(part):
-            if share >= 0.07:
-                ax.text(left[place] + share / 2, place, f"{share:.0%}", ha="center", va="center", fontsize=8,
-                        color="black" if key == "cannot_tell" else "white")
-        left += part
-    ax.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="share of all pictures")
-    ax.grid(visible=False)
-
-
-def plot_thresholds(models: dict[str, list[dict]]) -> Figure:
-    """Accuracy at the transferred threshold against the oracle's, a point a degradation and strength."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(models), figsize=(0.6 + 4 * len(models), 4.2), sharex=True,
-                                    sharey=True, squeeze=False, layout="constrained")
-        for ax, (model, rows) in zip(axes[0], models.items(), strict=True):
-            for name, (colour, mark, kinds) in FAMILIES.items():
-                mine = [row for row in rows if row["degradation"] in kinds]
-                best, own = ([float(row[key]) for row in mine] for key in ("oracle_accuracy", "accuracy"))
-                ax.plot(best, own, mark, color=colour, ms=11 if mark == "*" else 5, alpha=0.8, label=name)
-            ax.axline((0.5, 0.5), slope=1, color=LINE, ls=":", lw=1, label="nothing lost")
-            ax.set(title=f"{model} (n = {int(rows[0]['n']):,})", aspect="equal", xlim=(0.48, 1),
-                   ylim=(0.48, 1), xlabel="accuracy at the best threshold (oracle)")
-        axes[0, 0].set_ylabel("accuracy at the threshold from validation")
-        axes[0, 0].legend(loc="upper left")
-    return figure
+def scored_sets(model: str, names: tuple[str, ...] = ("cifake", "wild", "cifar100", "imagenet1000")
+                ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{set: (labels (n,), logits (n,))} of the test halves whose scores test.py or transfer.py saved."""
+    return {name: saved(model, name, "test") for name in names
+            if (folder("results") / f"scores-{model}-{name}-test.csv").exists()}
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -202,8 +170,8 @@ def print_rows(rows: list[dict]) -> None:
 
 def parser() -> Parser:
     flags = Parser(description=__doc__)
-    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", required=True, metavar="NAME",
-                       help="checkpoints")
+    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
+                       help=f"checkpoints (those that are here of {', '.join(MODELS)})")
     flags.add_argument("--data", default="auto", metavar="SET", help="cifake, sample, or a folder (CIFAKE)")
     flags.add_argument("--natural", default="wild", metavar="SET", help="pictures of natural size (wild)")
     flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -216,7 +184,7 @@ def main(argv: list[str] | None = None) -> dict:
     device, cifake, rows = pick_device(args.device), load(args.data), []
     banner(cifake)
     origin = {key: value for key, value in checkpoints.surroundings().items() if key != "versions"}
-    for name in args.mf:
+    for name in args.mf or models_here(MODELS):
         mine = measure(name, cifake, args.natural, device, SMOKE_PICTURES if args.smoke else None)
         print_rows(mine)
         path = folder("results") / f"worth-{mine[0]['model']}{'-smoke' if args.smoke else ''}.csv"
