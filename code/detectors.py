@@ -3,6 +3,7 @@
 Like every network they return logits (batch, columns) named by `heads`, and carry `normalisation`. With
 `mirror` they are scored by the mean of the logits of a picture and of its mirror image.
 """
+import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from files import TellError
+
+warnings.filterwarnings("ignore", "IProgress not found")  # timm and captum import tqdm's bar for notebooks
 
 # Mean and standard deviation of CIFAKE's training pixels.
 CIFAKE_NORMALISATION = {"mean": [0.472, 0.463, 0.418], "std": [0.238, 0.237, 0.266]}

@@ -7,7 +7,6 @@ Every method is `method(network, pixels) -> map`: pixels uint8 (3, h, w) or (n, 
 or (n, h, w), positive towards FAKE. What the maps have in common: lime_shap.py, which has LIME and SHAP. How
 far they can be believed: faithful.py.
 """
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -39,8 +38,6 @@ from lime_shap import (
     shap,
 )
 from scoring import sigmoid
-
-warnings.filterwarnings("ignore", "IProgress not found")  # captum imports tqdm's bar for notebooks
 
 SMALLEST = 7  # side of the smallest map that Grad-CAM is taken from
 STEPS = 32    # of the path of integrated gradients
