@@ -27,7 +27,7 @@ from classes import pick_device
 from datasets import sample_archive
 from decode import DecodeError, decode
 from figures import FAKE, LINE, REAL, STYLE
-from files import Parser, command_line, config, folder, shown, write_csv
+from files import Parser, command_line, config, folder, save_result, shown
 from lossless import models_here
 from sample import photo
 from scoring import roc_auc, sigmoid, wilson
@@ -339,9 +339,8 @@ def print_rows(rows: list[dict]) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
-    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
-                       help=f"checkpoints (those that are here of {', '.join(MODELS)})")
-    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_models(None, f"those that are here of {', '.join(MODELS)}")
+    flags.add_device()
     flags.add_argument("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures, nothing written")
     args = flags.parse_args(argv)
     whole = open_test()
@@ -356,9 +355,7 @@ def main(argv: list[str] | None = None) -> dict:
     print_rows(rows)
     if not args.smoke:
         for what, content in (("scores-", picture_rows(data, found)), ("", rows), ("sources-", by)):
-            path = folder("results") / f"agiri-{what}{data.name}.csv"
-            write_csv(path, content)
-            print(f"written: {shown(path)}")
+            save_result(f"agiri-{what}{data.name}", content)
     return {"rows": rows, "sources": by}
 
 

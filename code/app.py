@@ -281,7 +281,7 @@ def parser() -> Parser:
     flags.add_argument("-mf", "--modelfile", dest="mf", metavar="NAME",
                        help=f"checkpoint ({', else '.join(PREFERRED)})")
     flags.add_argument("--port", type=whole_number(0, 65535), default=7860, help="0: any that is free (7860)")
-    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     return flags
 
 

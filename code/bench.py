@@ -19,7 +19,7 @@ from pathlib import Path
 import bench_lime
 import checkpoints
 from datasets import HOW_TO_GET_CIFAKE, find_cifake, load
-from files import HERE, Parser, TellError, command_line, folder, read_csv, shown, whole_number, write_csv
+from files import HERE, Parser, TellError, command_line, read_csv, save_result, whole_number
 
 # What runs in the child processes, after the imports that are not counted: {row: (imports, body)}
 CHILDREN = {
@@ -186,9 +186,7 @@ def main(argv: list[str] | None = None) -> dict:
     rows.append(bench_lime.main([]))
     about = checkpoints.surroundings()
     about["versions"] = " ".join(f"{key} {value}" for key, value in about["versions"].items())
-    path = folder("results") / "bench.csv"
-    write_csv(path, [row | about for row in rows])
-    print(f"written: {shown(path)}")
+    save_result("bench", [row | about for row in rows])
     return {"rows": rows}
 
 

@@ -268,7 +268,7 @@ def parser() -> Parser:
                        help="checkpoints: models/NAME.pth, or paths")
     flags.add_argument("--data", default="auto", metavar="SET",
                        help="the set that they were trained on (CIFAKE)")
-    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     return flags
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from datasets import set_name
-from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, save_result
 from scoring import read_scores, sigmoid
 
 
@@ -77,9 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"{args.two} minus {args.one}: {result['mean'] * 100:+.2f} points "
           f"[{result['low'] * 100:+.2f}, {result['high'] * 100:+.2f}] over {result['seeds']} seeds, paired t "
           f"p = {result['p']:.3f}, Wilcoxon p = {result['wilcoxon_p']:.3f}")
-    path = folder("results") / f"compare-{args.one}-{args.two}-{data}.csv"
-    write_csv(path, rows)
-    print(f"written: {shown(path)}")
+    save_result(f"compare-{args.one}-{args.two}-{data}", rows)
     return {"rows": rows, **result}
 
 

@@ -252,7 +252,7 @@ def parser() -> Parser:
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--pictures", type=whole_number(1, 100), default=8, metavar="N", help="spread over the split (8)")
     add("-o", "--output", metavar="FILE.png", help="the figure (paper/figures/explain-NAME.png)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     return flags
 
 

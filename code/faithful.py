@@ -28,7 +28,7 @@ import planted
 from classes import pick_device
 from datasets import SPLITS, banner, load
 from explain import METHODS, pictures_of
-from files import Parser, command_line, folder, shown, whole_number, write_csv
+from files import Parser, command_line, save_result, whole_number
 from lime_shap import GRID, cells_of, explanation, lime, masked_logits, mean_colour, normalised, score_all
 from planted import interval
 
@@ -263,9 +263,7 @@ def examine(name: str, args) -> dict[str, list[dict]]:
     found = {"faithful": faithful, "planted": spliced}
     mark = ("" if args.split == "test" else f"-{args.split}") + ("-smoke" if args.smoke else "")
     for kind, rows in found.items():
-        path = folder("results") / f"{kind}-{model}-{data.name}{mark}.csv"
-        write_csv(path, rows)
-        print(f"written: {shown(path)}")
+        save_result(f"{kind}-{model}-{data.name}{mark}", rows)
     print(f"{time.perf_counter() - start:.0f} s")
     return found
 
@@ -273,16 +271,14 @@ def examine(name: str, args) -> dict[str, list[dict]]:
 def parser() -> Parser:
     flags = Parser(description=__doc__)
     add = flags.add_argument
-    add("-mf", "--modelfile", dest="mf", nargs="+", default=["base_model"], metavar="NAME",
-        help="checkpoints (base_model)")
-    add("--data", default="auto", metavar="SET",
-        help="cifake, sample, a folder or an archive; auto: CIFAKE or else the sample (auto)")
+    flags.add_models(["base_model"], "base_model")
+    flags.add_data()
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--pictures", type=whole_number(2), default=500, metavar="N",
         help="spread over the split (500)")
     add("--hosts", type=whole_number(2), default=500, metavar="N",
         help="pictures of each class that take planted patches; most of the time goes there (500)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     add("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures, files marked -smoke: does it run?")
     return flags
 

@@ -107,6 +107,14 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def save_result(stem: str, rows: list[dict]) -> Path:
+    """Write rows to STEM.csv in the folder of results, and say so."""
+    path = folder("results") / f"{stem}.csv"
+    write_csv(path, rows)
+    print(f"written: {shown(path)}")
+    return path
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, every value as its text; TellError where there is no such file."""
     if not path.exists():
@@ -132,6 +140,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def add_data(self) -> None:
+        self.add_argument("--data", default="auto", metavar="SET", help="cifake, sample, or a folder or "
+                          "archive; auto: CIFAKE where it is, else the sample")
+
+    def add_device(self) -> None:
+        self.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+    def add_models(self, default: list[str] | None, what: str) -> None:
+        """-mf with one checkpoint or more; `what` the help says of the default."""
+        self.add_argument("-mf", "--modelfile", dest="mf", nargs="+", default=default, metavar="NAME",
+                          help=f"checkpoints ({what})")
 
 
 def whole_number(low: int, high: int = 2**31 - 1):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import checkpoints
 from classes import build
-from files import Parser, command_line, folder, shown, whole_number, write_csv
+from files import Parser, command_line, save_result, shown, whole_number
 from resaved import VIEWS, WAYS, Pool, gather, measure
 from scoring import sigmoid
 from unseen import (
@@ -110,9 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
     logits, rows = compare(found, pool, args)
     calibration, cut, worth = ruled(pool, logits)
     for end, content in (("", rows), ("-verdicts", worth)):
-        path = folder("results") / f"{args.mf}{end}.csv"
-        write_csv(path, content)
-        print(f"written: {shown(path)}")
+        save_result(f"{args.mf}{end}", content)
     fill(network, found["middle"], pool)
     save(args.mf, network, pool, calibration, cut, args.seeds)
     return {"rows": rows, "verdicts": worth, "calibration": calibration}

@@ -294,7 +294,7 @@ def parser() -> Parser:
         "networks of 32 pixels, fit for others; tiles.py --help says what they are)")
     add("--tiles", type=whole_number(1, 100_000), default=LIMIT, metavar="N", help=f"at most ({LIMIT})")
     add("--explain", metavar="FOLDER", help="write a heat map (Grad-CAM) of each picture there")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     add("--workers", type=whole_number(0, 256), default=os.cpu_count(), metavar="N",
         help="processes that decode (one a core)")
     add("--smoke", action="store_true", help=f"the first {SMOKE} files only")

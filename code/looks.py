@@ -24,7 +24,7 @@ from classes import pick_device
 from datasets import banner, load
 from explain import pictures_of
 from faithful import ALL, in_cells, shuffled
-from files import Parser, TellError, command_line, folder, shown, whole_number, write_csv
+from files import Parser, TellError, command_line, save_result, whole_number
 from lime_shap import GRID, cells_of, normalised, score_all
 from planted import DRAWS, interval
 
@@ -202,9 +202,7 @@ def examine(name: str, args) -> dict[str, list[dict]]:
              for kind, rows in measured(network, data).items()}
     report(found)
     for kind, rows in found.items():
-        path = folder("results") / f"{kind}-{model}-{whole.name}{'-smoke' if args.smoke else ''}.csv"
-        write_csv(path, rows)
-        print(f"written: {shown(path)}")
+        save_result(f"{kind}-{model}-{whole.name}{'-smoke' if args.smoke else ''}", rows)
     print(f"{time.perf_counter() - start:.0f} s")
     return found
 
@@ -235,13 +233,12 @@ def report(found: dict[str, list[dict]]) -> None:
 def parser() -> Parser:
     flags = Parser(description=__doc__)
     add = flags.add_argument
-    add("-mf", "--modelfile", dest="mf", nargs="+", default=["base_model"], metavar="NAME",
-        help="checkpoints (base_model)")
+    flags.add_models(["base_model"], "base_model")
     add("--data", default="auto", metavar="SET",
         help="whose test half: cifake, sample, a folder or an archive (auto: CIFAKE or else the sample)")
     add("--pictures", type=whole_number(1), default=50, metavar="N",
         help="of each label and object class (50)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     add("--smoke", action="store_true", help="one of each, files marked -smoke: does it run?")
     return flags
 

@@ -27,7 +27,7 @@ from compare import mcnemar
 from datasets import SPLITS, ImageSet, load
 from degrade import jpeg
 from figures import STYLE
-from files import Parser, TellError, command_line, folder, shown, write_csv
+from files import Parser, TellError, command_line, folder, save_result
 from scoring import logits, sigmoid, wilson
 
 ARCHIVE = "cifar10_lossless_subset.npz.xz"
@@ -180,9 +180,8 @@ def plot_model(ax: Axes, rows: dict[str, dict]) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
-    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
-                       help=f"checkpoints (those that are here of {', '.join(MODELS)})")
-    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_models(None, f"those that are here of {', '.join(MODELS)}")
+    flags.add_device()
     flags.add_argument("--smoke", action="store_true", help=f"{SMOKE_PAIRS} pairs only: does it run?")
     args = flags.parse_args(argv)
     pairs = open_pairs(load("cifake"))
@@ -193,9 +192,7 @@ def main(argv: list[str] | None = None) -> dict:
     for name in args.mf or models_here():
         rows += measure(name, pictures, pick_device(args.device))
         print_rows(rows[-len(pictures) * len(SPLITS):])
-    path = folder("results") / "lossless.csv"
-    write_csv(path, rows)
-    print(f"\nwritten: {shown(path)}")
+    save_result("lossless", rows)
     return {"rows": rows}
 
 

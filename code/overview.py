@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import checkpoints
 from classes import parameters
 from figures import LINE, STYLE
-from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, save_result
 
 RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "fast", "compact", "dual")
 MEANS = ("roc_auc", "object_accuracy")
@@ -101,9 +101,7 @@ def main(argv: list[str] | None = None) -> dict:
         spread = f" ± {row['sd']:.2%}" if row["seeds"] > 1 else ""
         print(f"{row['model']:<14} {row['parameters']:>10,} parameters, {row['seeds']} seeds: "
               f"{row['accuracy']:.2%}{spread}, AUC {row['roc_auc']:.4f}, {row['seconds']:,.0f} s of training")
-    path = folder("results") / "overview.csv"
-    write_csv(path, rows)
-    print(f"written: {shown(path)}")
+    save_result("overview", rows)
     return {"rows": rows}
 
 

@@ -27,9 +27,9 @@ from files import (
     command_line,
     folder,
     make_folder,
+    save_result,
     shown,
     whole_number,
-    write_csv,
 )
 from scoring import by_group, choose_threshold, outputs, score, sigmoid
 from train import open_data, parts_of
@@ -179,9 +179,7 @@ def by_source(args, network: nn.Module, data) -> dict:
               f"[{row['accuracy_low']:.2%}, {row['accuracy_high']:.2%}]")
     print(f"majority baseline {numbers['majority']:.2%}, ROC AUC over all {numbers['roc_auc']:.4f}")
     name = args.model or checkpoints.model_name(args.start)
-    path = folder("results") / f"probe-{name}-{data.name}-by-source.csv"
-    write_csv(path, rows)
-    print(f"written: {shown(path)}")
+    save_result(f"probe-{name}-{data.name}-by-source", rows)
     return {"rows": rows, **numbers}
 
 
@@ -223,14 +221,13 @@ def parser() -> Parser:
     add("--size", type=whole_number(32, 1024), default=224, help="pixels a side for --model (224)")
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth")
-    add("--data", default="auto", metavar="SET",
-        help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
+    flags.add_data()
     add("--pictures", type=whole_number(2), help="at most so many training pictures, evenly spread (all)")
     add("--by-source", action="store_true", help="leave one source out at a time, in place of saving a probe")
     add("--group", choices=["content", "set"], default="content",
         help="what stays on one side when a folder without train/ is split: equal files, or its sets")
     add("--leave-out", metavar="GENERATOR", help="fit without this generator's pictures")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     add("--smoke", action="store_true", help="640 pictures only: does it run?")
     return flags
 

@@ -265,12 +265,11 @@ def parser() -> Parser:
     add = flags.add_argument
     add("-mf", "--modelfile", dest="mf", nargs="+", default=[], metavar="NAME",
         help="checkpoints to measure; without: draw again what has been measured")
-    add("--data", default="auto", metavar="SET",
-        help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
+    flags.add_data()
     add("--split", choices=["val", "test"], default="test", help="which part of the data (test)")
     add("--pictures", type=whole_number(4), metavar="N", help="at most so many, evenly spread (all)")
     add("--seed", type=whole_number(0), default=0, help="of noise and of places of crops (0)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     add("--smoke", action="store_true",
         help=f"{SMOKE_PICTURES} pictures, files marked -smoke: does it run?")
     return flags

@@ -99,6 +99,7 @@ def zip_files(path: Path, named: Callable = canonical) -> Iterator[tuple[str, by
                 name = None if member.is_dir() else named(tuple(member.filename.split("/")))
                 if name:
                     yield name, archive.read(member)
+    # zipfile: NotImplementedError of a compression it does not know, RuntimeError of an encrypted member.
     except (zipfile.BadZipFile, *DAMAGE, NotImplementedError, RuntimeError) as error:
         raise broken(path, error) from error
 

@@ -164,14 +164,13 @@ def parser() -> Parser:
         help="checkpoints: models/NAME.pth, paths, or patterns in quotes (base_model)")
     add("-thr", "--decision_thresh", dest="thr", type=number_between(0, 1),
         help="FAKE where P(fake) is at least this (the checkpoint's own, chosen on validation)")
-    add("--data", default="auto", metavar="SET",
-        help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
+    flags.add_data()
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--group", choices=["content", "set"],
         help="split a folder without train/ as train.py does, and score its held part only")
     add("--leave-out", metavar="GENERATOR",
         help="this generator's pictures, and the real ones of the test part")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     return flags
 
 

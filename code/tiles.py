@@ -305,7 +305,7 @@ def parser() -> Parser:
     add("--data", required=True, metavar="SET", help="folder or archive of real/ and fake/ pictures")
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--tiles", type=whole_number(1, 100_000), default=LIMIT, metavar="N", help=f"at most ({LIMIT})")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     return flags
 
 

@@ -288,14 +288,13 @@ def parser() -> Parser:
     add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
     add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
     add("--size", type=whole_number(32, 1024), help="pixels a side for a network of timm (224)")
-    add("--data", default="auto", metavar="SET",
-        help="cifake, sample, or a folder or archive; auto: CIFAKE where it is, else the sample")
+    flags.add_data()
     add("--group", choices=["content", "set"], default="content",
         help="what stays on one side when a folder without train/ is split: equal files, or its sets")
     add("--leave-out", metavar="GENERATOR", help="train without this generator's pictures")
     add("--seed", type=whole_number(0), default=0, help="of weights and order (0)")
     add("--seeds", type=whole_number(1), metavar="N", help="N runs, seeds --seed, --seed + 1, ...")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     add("--precision", choices=["fp32", "bf16"], help="bf16: autocast (fp32; strong: bf16)")
     add("--resume", action="store_true", help="go on with the unfinished run of this -mf")
     add("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures only: does it run?")

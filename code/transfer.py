@@ -19,7 +19,7 @@ from cifar100 import open_photographs
 from classes import pick_device
 from datasets import ImageSet
 from figures import STYLE, plot_pictures
-from files import Parser, command_line, folder, read_csv, shown, write_csv
+from files import Parser, command_line, folder, read_csv, save_result, shown, write_csv
 from lossless import MODELS, as_jpeg, models_here
 from scoring import logits, ratio, sigmoid, wilson
 
@@ -196,9 +196,8 @@ def plot_most_suspect(name: str, data: ImageSet, k: int = 20) -> Figure:
 
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
-    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
-                       help=f"checkpoints (those that are here of {', '.join(MODELS)})")
-    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_models(None, f"those that are here of {', '.join(MODELS)}")
+    flags.add_device()
     flags.add_argument("--smoke", action="store_true",
                        help=f"{SMOKE_PICTURES} photographs only: does it run?")
     args = flags.parse_args(argv)
@@ -209,9 +208,7 @@ def main(argv: list[str] | None = None) -> dict:
     for row in summary(rows):
         print("\n" + "\n".join(f"{key:<42} {f'{value:.4f}' if isinstance(value, float) else value}"
                                for key, value in row.items()))
-    path = folder("results") / f"false-alarms-{data.name}.csv"
-    write_csv(path, rows)
-    print(f"\nwritten: {shown(path)}")
+    save_result(f"false-alarms-{data.name}", rows)
     return {"rows": rows, "summary": summary(rows)}
 
 

@@ -15,7 +15,7 @@ from calibration import rate, verdicts
 from cifar100 import open_photographs
 from classes import pick_device
 from datasets import ImageSet, banner, load
-from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, save_result, shown
 from lossless import models_here, open_pairs
 from natural import open_pictures
 from robustness import degraded, squashed
@@ -170,11 +170,10 @@ def print_rows(rows: list[dict]) -> None:
 
 def parser() -> Parser:
     flags = Parser(description=__doc__)
-    flags.add_argument("-mf", "--modelfile", dest="mf", nargs="+", metavar="NAME",
-                       help=f"checkpoints (those that are here of {', '.join(MODELS)})")
+    flags.add_models(None, f"those that are here of {', '.join(MODELS)}")
     flags.add_argument("--data", default="auto", metavar="SET", help="cifake, sample, or a folder (CIFAKE)")
     flags.add_argument("--natural", default="wild", metavar="SET", help="pictures of natural size (wild)")
-    flags.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    flags.add_device()
     flags.add_argument("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures of each kind")
     return flags
 
@@ -187,9 +186,8 @@ def main(argv: list[str] | None = None) -> dict:
     for name in args.mf or models_here(MODELS):
         mine = measure(name, cifake, args.natural, device, SMOKE_PICTURES if args.smoke else None)
         print_rows(mine)
-        path = folder("results") / f"worth-{mine[0]['model']}{'-smoke' if args.smoke else ''}.csv"
-        write_csv(path, [row | origin for row in mine])
-        print(f"written: {shown(path)}")
+        mark = "-smoke" if args.smoke else ""
+        save_result(f"worth-{mine[0]['model']}{mark}", [row | origin for row in mine])
         rows += mine
     return {"rows": rows}
 
