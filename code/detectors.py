@@ -91,7 +91,9 @@ class Compact(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def whiten(self, batches) -> None:
-        """Fit the first layer to about 5,000 pictures."""
+        """Fit the first layer to about 5,000 pictures, unless it is: later layers know it as it is."""
+        if self.whitening.kernels.any():
+            return
         some = islice(batches.epoch(0), -(-5_000 // batches.batch_size))
         self.whitening.fit(torch.cat([pixels for pixels, _ in some]))
 

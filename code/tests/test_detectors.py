@@ -41,6 +41,14 @@ def test_compact_whitens_its_first_layer_before_the_first_step(data):
     assert network.whitening.kernels.any()
 
 
+def test_going_on_from_a_network_keeps_its_first_layer(data):
+    network = build("Compact", width=8, blocks=1)
+    network.whitening.fit(torch.randn(40, 3, 32, 32))  # as other pictures had made it
+    before = network.whitening.kernels.clone()
+    fit(network, data.split("train"), data.split("val"), Recipe(epochs=1, batch_size=32, lr=0.01))
+    assert torch.equal(network.whitening.kernels, before)
+
+
 @pytest.mark.parametrize(("name", "heads"), [("Compact", {"fake": 1}), ("ResNet18", {"fake": 1}),
                                              ("Compact", {"fake": 1, "object": 10}),
                                              ("ResNet18", {"fake": 1, "object": 10})])
