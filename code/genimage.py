@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import sources
+from datasets import find_set
 from files import Parser, TellError, atomic, command_line, user_path
 
 GENERATORS = ("nature", "adm", "biggan", "glide", "midjourney", "sd14", "sd15", "vqdm", "wukong")
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict:
     flags.add_argument("source")
     flags.add_argument("target")
     args = flags.parse_args(argv)
-    counts = sort_questions(user_path(args.source), user_path(args.target))
+    counts = sort_questions(find_set(args.source), user_path(args.target))
     print(", ".join(f"{name} {n}" for name, n in counts.items()))
     return counts
 

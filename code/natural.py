@@ -204,11 +204,13 @@ def manifest_rows(path: Path, manifests: dict[str, bytes | str], entries: list[t
     return rows
 
 
-def with_split(data: PictureSet, seed: int, shares=(0.6, 0.2, 0.2), group: str = "content") -> PictureSet:
+def with_split(data: PictureSet, seed: int, shares=(0.6, 0.2, 0.2), group: str = "content",
+               left_out: str | None = None) -> PictureSet:
     """The same pictures, split anew into train, val and test in these shares, each class alike.
 
     Identical files go to one side; with group="set" whole groups do, and shares are approached. Contents,
-    groups and seed decide, not order or machine. `paths` keep the source's split folder.
+    groups and seed decide, not order or machine. All pictures of the generator left_out go to test, since
+    leave_out trains on none of them. `paths` keep the source's split folder.
     """
     if group not in ("content", "set") or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
         raise TellError(f"a split is by content or set, its shares add up to 1; not {group!r}, {shares}")
@@ -219,7 +221,8 @@ def with_split(data: PictureSet, seed: int, shares=(0.6, 0.2, 0.2), group: str =
     for unit in sorted(range(len(keys)), key=lambda i: hashlib.sha256(b"%d " % seed + keys[i]).digest()):
         side[unit] = (left * counts[unit] / np.maximum(counts.sum(0), 1)).sum(1).argmax()
         left[side[unit]] -= counts[unit]
-    return replace(data, splits=np.array(SPLITS)[side[units]])
+    own = data.generators == index_of(left_out) if left_out else np.zeros(len(data), bool)
+    return replace(data, splits=np.where(own, "test", np.array(SPLITS)[side[units]]))
 
 
 def units_of(data: PictureSet, sets: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -243,14 +246,19 @@ def leave_out(data: PictureSet, generator: str) -> tuple[PictureSet, PictureSet]
 
     No file of the second part is in the first. TellError where a part lacks a class.
     """
-    if generator not in GENERATORS[1:]:
-        raise TellError(f"no generator is called {generator!r}; there are {', '.join(GENERATORS[1:])}")
-    own, test = data.generators == GENERATORS.index(generator), data.splits == "test"
+    own, test = data.generators == index_of(generator), data.splits == "test"
     tested, (content, _) = test & (own | (data.labels == 0)), units_of(data, sets=False)
     parts = data.take(~test & ~own & ~np.isin(content, content[tested])), data.take(tested)
     for part in parts:
         part.require_both_classes()
     return parts
+
+
+def index_of(generator: str) -> int:
+    """Its place in GENERATORS; TellError for a name that is not there."""
+    if generator not in GENERATORS[1:]:
+        raise TellError(f"no generator is called {generator!r}; there are {', '.join(GENERATORS[1:])}")
+    return GENERATORS.index(generator)
 
 
 class PictureBatches(Batches):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import checkpoints
 import genimage
-import sources
+from datasets import find_set
 from decode import decode
 from files import TellError, atomic, folder, make_folder
 from forensic import forensics
@@ -92,8 +92,7 @@ def consistent(data: PictureSet) -> PictureSet:
 
 def asked_about(name: str) -> PictureSet:
     """The pictures of a question-answering set, which are sorted into the cache first."""
-    paths = [folder("data") / (name + end) for end in ("", *sources.ARCHIVES)]
-    source = next((path for path in paths if path.exists()), paths[0])
+    source = find_set(name)
     target = folder("cache") / "questions" / source.name.split(".")[0]
     genimage.sort_questions(source, target)
     return consistent(open_pictures(str(target)))

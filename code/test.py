@@ -90,7 +90,7 @@ def pictures(args, network, facts: dict):
     seen = facts.get("fingerprint") == whole.fingerprint  # then only its held part is a fair test
     group = args.group or (facts["recipe"]["group"] if seen else None)
     if group and not (whole.splits == "train").any():
-        whole = with_split(whole, seed=0, group=group)
+        whole = with_split(whole, seed=0, group=group, left_out=args.leave_out)
     return (leave_out(whole, args.leave_out)[1] if args.leave_out else whole).split(args.split)
 
 

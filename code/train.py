@@ -141,7 +141,7 @@ def open_data(args, network: torch.nn.Module):
         return data
     from natural import leave_out, with_split
     if not (data.splits == "train").any():
-        data = with_split(data, seed=0, group=args.group)
+        data = with_split(data, seed=0, group=args.group, left_out=args.leave_out)
     return leave_out(data, args.leave_out)[0] if args.leave_out else data
 
 

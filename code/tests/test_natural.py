@@ -7,6 +7,7 @@ import os
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -483,6 +484,19 @@ def test_leave_one_generator_out(genimage):
         leave_out(data, "dalle")
     with pytest.raises(TellError, match="needs REAL and FAKE"):
         leave_out(data, "adm")
+
+
+def test_every_picture_of_a_generator_left_out_is_tested_where_there_is_no_split(grouped):
+    data = open_pictures(str(grouped))
+    data = replace(data, generators=np.where(data.labels == 1, 1 + np.arange(len(data)) % 4, 0))
+    learnt, tested = leave_out(with_split(data, 0, left_out="glide"), "glide")
+    glide = GENERATORS.index("glide")
+    assert (tested.generators == glide).sum() == (data.generators == glide).sum() > 10
+    assert set(learnt.generators.tolist()) == {0, 1, 2, 4}
+    assert set(learnt.splits.tolist()) == {"train", "val"}
+    assert not set(map(bytes, learnt.sha256)) & set(map(bytes, tested.sha256))
+    with pytest.raises(TellError, match="no generator is called 'dalle'"):
+        with_split(data, 0, left_out="dalle")
 
 
 # --- batches -----------------------------------------------------------------------------------
