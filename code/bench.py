@@ -1,10 +1,11 @@
 """How long Tell takes, against the way the earlier project works (reference.py), on CIFAKE.
 
-    python code/bench.py              every row; about 25 minutes on two cores
+    python code/bench.py              every row; about 15 minutes on two cores
     python code/bench.py --repeats 3  the median of three
 
 Both sides run on this machine, in turn, in fresh processes, with the same threads, network, pictures
-and steps, reading the same folder of files (in the page cache for both). Results: paper/results/bench.csv.
+and steps, reading the same folder of files (in the page cache for both). Results: paper/results/bench.csv;
+bench_natural.py adds its own.
 """
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import bench_lime
+import bench_natural
 import checkpoints
 from datasets import HOW_TO_GET_CIFAKE, find_cifake, load
 from files import HERE, Parser, TellError, command_line, read_csv, save_result, whole_number
@@ -184,6 +186,7 @@ def main(argv: list[str] | None = None) -> dict:
         rows += [single("peak resident memory of train.py", "MB", f"{peak_memory(bench):.0f}"),
                  single("test accuracy of --recipe fast", "share", f"{bench.reached:.4f}")]
     rows.append(bench_lime.main([]))
+    bench_natural.main([])
     about = checkpoints.surroundings()
     about["versions"] = " ".join(f"{key} {value}" for key, value in about["versions"].items())
     save_result("bench", [row | about for row in rows])
