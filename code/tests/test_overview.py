@@ -39,3 +39,15 @@ def test_mean_deviation_and_seconds(monkeypatch):
     assert row["sd"] == pytest.approx(0.0360555)
     assert (row["seeds"], row["seconds"], row["parameters"]) == (3, 3.0, 6)
     assert np.isnan(row["object_accuracy"])  # no such head
+
+
+def test_generators_left_out_in_their_order():
+    names = ("roc_auc", "balanced_accuracy")
+    rates = {f"{name}{end}": 0.5 for name in names for end in ("", "_low", "_high")}
+    for number, generator in enumerate(("glide", "adm")):
+        counts = {"real_as_real": 7, "real_as_fake": 4, "fake_as_fake": number, "fake_as_real": 10}
+        write_csv(folder("results") / f"metrics-q_{generator}-set-test-{generator}.csv", [counts | rates])
+    rows = overview.left_out("q", "set")
+    found = [(row["left out"], row["real"], row["fake"]) for row in rows]
+    assert found == [("adm", 11, 11), ("glide", 11, 10)]
+    assert overview.left_out("q", "another") == []
