@@ -71,7 +71,7 @@ def ruled(pool: Pool, logits: np.ndarray) -> tuple[dict, float, list[dict]]:
 
 
 def save(name: str, network: nn.Module, pool: Pool, calibration: dict, cut: float, seeds: int) -> None:
-    """Write the checkpoint, convolutions in half precision."""
+    """Write the checkpoint."""
     path, names = checkpoints.path_of(name), "+".join(data.name for data in pool.sets)
     fingerprint = hashlib.sha256("".join(data.fingerprint for data in pool.sets).encode()).hexdigest()[:16]
     content = checkpoints.pack(
@@ -80,8 +80,6 @@ def save(name: str, network: nn.Module, pool: Pool, calibration: dict, cut: floa
         fingerprint=fingerprint, fitted_on=[data.fingerprint for data in pool.sets],
         pictures={"train": len(pool)}, seed=0, calibration=calibration,
         recipe={"views": VIEWS, "seeds": seeds, "strength": STRENGTH}, **checkpoints.surroundings())
-    content["weights"] = {key: value.half() if value.ndim == 4 else value
-                          for key, value in content["weights"].items()}
     checkpoints.write(path, content)
     print(f"checkpoint: {shown(path)}")
 

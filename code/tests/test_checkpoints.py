@@ -41,6 +41,19 @@ def test_round_trip_needs_no_architecture(attn):
     assert facts["normalisation"] == found.normalisation == {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
+def test_convolutions_of_a_large_network_take_half_the_room():
+    torch.manual_seed(0)
+    network = build("ResNet18").eval()
+    path = checkpoints.path_of("large")
+    checkpoints.write(path, checkpoints.pack(network, "ResNet18", {}, **FACTS))
+    assert path.stat().st_size < 23e6 < 4 * sum(p.numel() for p in network.parameters())
+    found, _ = checkpoints.load("large")
+    x = torch.randn(4, 3, 32, 32)
+    assert next(found.parameters()).dtype == torch.float32
+    assert torch.allclose(found(x), network(x), atol=2e-3)
+    assert not torch.equal(found(x), network(x))
+
+
 def test_names_and_paths(tmp_path, monkeypatch):
     assert checkpoints.path_of("one") == checkpoints.path_of("one.pth") == folder("models") / "one.pth"
     monkeypatch.chdir(tmp_path)
