@@ -4,8 +4,8 @@
     python code/overview.py base_model compact     these
 
 Reads paper/results/ (metrics and histories of NAME and of its seeds NAME-s0, NAME-s1, ...) and the
-checkpoints; writes paper/results/overview.csv. Seconds are those of the runs, whose machine and load
-the histories do not fix: compare them by factors, not by tenths.
+checkpoints; writes paper/results/overview.csv. Seconds are those of the runs, whose threads
+and load differ (seed runs have one thread): orders of magnitude, no more.
 """
 import re
 
@@ -93,7 +93,7 @@ def plot_overview(rows: list[dict]) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
         for ax, key, label in zip(axes, ("parameters", "seconds"),
-                                  ("parameters", "seconds of training, two cores"), strict=True):
+                                  ("parameters", "seconds of training, as it was run"), strict=True):
             for row in rows:
                 ax.errorbar(row[key], row["accuracy"], np.nan_to_num(row["sd"]), fmt="o", color=LINE,
                             capsize=3)
