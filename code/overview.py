@@ -19,7 +19,7 @@ from figures import LINE, STYLE
 from files import Parser, TellError, command_line, folder, read_csv, save_result
 from genimage import GENERATORS
 
-RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "fast", "compact", "dual")
+RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "dual")
 MEANS = ("roc_auc", "object_accuracy")
 # (name, accuracy on the official test half, parameters or None where none are stated, source)
 PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None, "IEEE Access 2024"),
