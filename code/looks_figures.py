@@ -27,11 +27,10 @@ COVER = (204, 121, 167)
 COLOURS = (LINE, "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 
 
-def networks_here() -> list[str]:
-    """Those of NETWORKS whose checkpoint and whose tables for CIFAKE exist."""
+def networks_here(*kinds: str) -> list[str]:
+    """Those of NETWORKS whose checkpoint and whose tables of these kinds for CIFAKE exist."""
     return [name for name in NETWORKS if checkpoints.path_of(name).exists() and all(
-        (folder("results") / f"{kind}-{name}-cifake.csv").exists()
-        for kind in ("faithful", "planted", "looks", "mean-maps", "swaps"))]
+        (folder("results") / f"{kind}-{name}-cifake.csv").exists() for kind in kinds)]
 
 
 # --- maps over pictures -------------------------------------------------------------------------
