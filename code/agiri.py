@@ -163,18 +163,10 @@ def giveaways(data: natural.PictureSet, headers: metadata.Headers) -> list[dict]
 # --- numbers -----------------------------------------------------------------------------------
 
 def overall(data: natural.PictureSet, found: Scores) -> list[dict]:
-    """Rows of compared() for each detector, with the majority's accuracy."""
+    """Rows of tiles.table() for each detector, with the majority's accuracy."""
     about = {"data": data.name, "n": len(data), "majority": majority(data)}
     return [{"model": model, "way": row.pop("way"), **about, **row}
-            for model, ways in found.items() for row in compared(data.labels, ways)]
-
-
-def compared(labels: np.ndarray, ways: dict[str, tuple[np.ndarray, float]]) -> list[dict]:
-    """Rows of tiles.table(): each way, and the last minus the first; of a single way one row."""
-    if len(ways) > 1:
-        return tiles.table(labels, ways)
-    way, scores = next(iter(ways.items()))
-    return tiles.table(labels, {way: scores, "again": scores})[:1]  # it compares two
+            for model, ways in found.items() for row in tiles.table(data.labels, ways)]
 
 
 def majority(data: natural.PictureSet) -> float:

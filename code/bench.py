@@ -187,8 +187,7 @@ def main(argv: list[str] | None = None) -> dict:
                  single("test accuracy of --recipe fast", "share", f"{bench.reached:.4f}")]
     rows.append(bench_lime.main([]))
     bench_natural.main([])
-    about = checkpoints.surroundings()
-    about["versions"] = " ".join(f"{key} {value}" for key, value in about["versions"].items())
+    about = checkpoints.surroundings_as_text()
     save_result("bench", [row | about for row in rows])
     return {"rows": rows}
 

@@ -108,8 +108,7 @@ def bench() -> list[dict]:
 
 def main(argv: list[str] | None = None) -> dict:
     Parser(description=__doc__).parse_args(argv)
-    rows, about = bench(), checkpoints.surroundings()
-    about["versions"] = " ".join(f"{key} {value}" for key, value in about["versions"].items())
+    rows, about = bench(), checkpoints.surroundings_as_text()
     save_result("bench-natural", [row | about for row in rows])
     return {"rows": rows}
 

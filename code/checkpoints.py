@@ -160,6 +160,12 @@ def surroundings() -> dict:
             "commit": commit(), "versions": versions(), "machine": machine()}
 
 
+def surroundings_as_text() -> dict[str, str]:
+    """surroundings() as columns of a CSV file."""
+    found = surroundings()
+    return found | {"versions": " ".join(f"{key} {value}" for key, value in found["versions"].items())}
+
+
 def command() -> str:
     return " ".join(["python", f"code/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 

@@ -241,7 +241,7 @@ def resampled(labels: np.ndarray, ways: list[tuple[np.ndarray, float]], seed: in
 
 
 def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> list[dict]:
-    """A row of numbers for each {way: (scores (n,), threshold)}, and one for the last minus the first.
+    """A row of numbers for each {way: (scores (n,), threshold)}; of several ways one for last minus first.
 
     Intervals of 95 %: Wilson's for accuracy, the bootstrap's percentiles for everything else.
     """
@@ -252,6 +252,8 @@ def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> lis
             for i, (way, numbers) in enumerate(zip(found, measured, strict=True))]
     for row in rows:
         row["accuracy_low"], row["accuracy_high"] = wilson(round(row["accuracy"] * n), n)
+    if len(found) == 1:
+        return rows
     first, *_, last = found
     difference = as_row(f"{last} minus {first}", measured[-1] - measured[0], draws[:, -1] - draws[:, 0])
     return [*rows, difference | {"threshold": ""}]
