@@ -5,6 +5,7 @@ Every network returns logits (batch, columns), columns named by `network.heads`,
 detectors.py; the set of pictures itself, ImageSet, in datasets.py, which so works without torch.
 """
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from files import TellError
 from middle import General
 
 SHIFT = 2  # pixels, at most, of the augmentation "shift"
+ERASED = 8  # side in pixels of the square that the augmentation "erase" blanks
 BLOCK = 256  # pictures gathered and normalised at once: fewer calls, and still inside the cache
 
 
@@ -86,8 +88,8 @@ class CIFAKE_CNN(nn.Module):
         return self.fc3(F.relu(self.fc2(x)))
 
 
-NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN, "Compact": Compact, "ResNet18": ResNet18, "Backbone": Backbone,
-            "General": General}
+NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN, "Compact": Compact, "Wide": partial(Compact, wide=True),
+            "ResNet18": ResNet18, "Backbone": Backbone, "General": General}
 
 
 def build(name: str, /, **arguments) -> nn.Module:
@@ -181,8 +183,9 @@ class Batches:
     Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
     epoch, which depends on seed and epoch only, and no last short batch.
     augment: "flip" (mirrored, half of them), "shift" (by up to SHIFT pixels each way, reflected at
-    the edge) and, before both, "degrade" (degrade.augmented). part: (i, k), of every batch only each
-    k-th picture from the i-th on, for k processes.
+    the edge), "erase" (a square of ERASED pixels becomes the mean colour: T. DeVries, G. Taylor, "Cutout",
+    arXiv:1708.04552) and, before all, "degrade" (degrade.augmented). part: (i, k), of every batch only
+    each k-th picture from the i-th on, for k processes.
     """
 
     columns = {"fake": "labels", "object": "objects"}
@@ -222,7 +225,7 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number`."""
-        order, moves = self.order(number), self.moves(number)
+        order, moves, corners = self.order(number), self.moves(number), self.corners(number)
         size = self.batch_size // self.part[1]
         block = max(1, BLOCK // size) * size
         for i, picked in enumerate(order.split(block)):
@@ -232,6 +235,8 @@ class Batches:
             if moves is not None:
                 pixels = moved(pixels, *(move[i * block:(i + 1) * block] for move in moves))
             pixels = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
+            if corners is not None:
+                erase(pixels, corners[i * block:(i + 1) * block])
             yield from zip(pixels.split(size), self.targets[picked].split(size), strict=True)
 
     def order(self, number: int) -> Tensor:
@@ -250,6 +255,14 @@ class Batches:
         shift = torch.from_numpy(random.integers(-reach, reach + 1, (n, 2)))
         flip = torch.from_numpy(random.random(n) < (0.5 if "flip" in self.augment else 0.0))
         return self.mine(shift), self.mine(flip)
+
+    def corners(self, number: int) -> Tensor | None:
+        """For each picture of the epoch: row and column of the erased square's first pixel, int64 (n, 2)."""
+        if "erase" not in self.augment or not number:  # whitening is fitted to epoch 0, whole pictures
+            return None
+        random = np.random.default_rng([self.seed, number, 3])
+        places = self.pixels.shape[1] - ERASED + 1
+        return self.mine(torch.from_numpy(random.integers(places, size=(len(self) * self.batch_size, 2))))
 
     def degraded(self, pixels: Tensor, number: int, picked: Tensor) -> Tensor:
         """Pictures `picked` of an epoch, uint8 (b, h, w, 3), by degrade.augmented.
@@ -274,6 +287,15 @@ def moved(pixels: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     return pixels[torch.arange(len(pixels), device=pixels.device)[:, None, None], rows[:, :, None],
                   columns[:, None, :]]
+
+
+def erase(pixels: Tensor, corners: Tensor) -> None:
+    """Set a square of each picture, float (b, 3, h, w), to 0; its first pixel: corners, int64 (b, 2)."""
+    size = pixels.shape[2:]
+    down, right = ((index >= first[:, None]) & (index < first[:, None] + ERASED)
+                   for index, first in zip((torch.arange(n, device=pixels.device) for n in size), corners.T,
+                                           strict=True))
+    pixels.masked_fill_((down[:, :, None] & right[:, None, :])[:, None], 0)
 
 
 def reflected(size: int, offset: Tensor) -> Tensor:

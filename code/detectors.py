@@ -74,20 +74,23 @@ class Residual(nn.Module):
 class Compact(nn.Module):
     """Our own network for 32-pixel pictures: whitened patches, then three halvings with residual blocks.
 
-    (batch, 3, h, w) float -> logits (batch, 1), or (batch, 1 + objects) with an object head. `mirror`:
-    when scoring, the logits of picture and mirror image are averaged.
+    (batch, 3, h, w) float -> logits (batch, 1), or (batch, 1 + objects) with an object head. `wide`: the
+    last stage, of 4 x 4 places, is twice as wide and has a residual block too, which costs a quarter more
+    time. `mirror`: when scoring, the logits of picture and mirror image are averaged.
     """
 
-    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, mirror: bool = True):
+    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, mirror: bool = True,
+                 wide: bool = False):
         super().__init__()
         self.normalisation, self.mirror = CIFAKE_NORMALISATION, mirror
         self.heads = {"fake": 1, "object": objects} if objects else {"fake": 1}
         self.whitening = Whitening()
+        last = 4 * width if wide else 2 * width
         self.stages = nn.Sequential(
             Halve(54, width), *(Residual(width) for _ in range(blocks)),
             Halve(width, 2 * width), *(Residual(2 * width) for _ in range(blocks)),
-            Halve(2 * width, 2 * width))
-        self.head = nn.Linear(2 * width, sum(self.heads.values()))
+            Halve(2 * width, last), *(Residual(last) for _ in range(blocks if wide else 0)))
+        self.head = nn.Linear(last, sum(self.heads.values()))
         nn.init.zeros_(self.head.weight)
 
     def whiten(self, batches) -> None:
@@ -128,7 +131,7 @@ def timm_body(name: str, weights: str | None) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none like it"
         raise TellError(f"no network is called {name!r}; those of timm that are near: "
-                        f"{near}; ours: CIFAKE_CNN, Compact, ResNet18")
+                        f"{near}; ours: CIFAKE_CNN, Compact, Wide, ResNet18")
     if weights and weights != "hub" and not Path(weights).is_file():
         raise TellError(f"--weights {weights}: no such file")
     overlay = {"file": weights} if weights and weights != "hub" else None

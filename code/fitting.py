@@ -32,9 +32,6 @@ class Recipe:
     fallen for PLATEAU epochs, the end after PATIENCE).
     label_smoothing: targets become s/2 and 1 - s/2. average: the weights validated and kept are the
     running mean of those of about the last `average` steps (0: the weights themselves).
-    crop: side in pixels of the squares that the first `crop_share` of all steps see, one place a batch, a
-    multiple of 4 pixels (0: whole pictures); generators leave traces everywhere, so small pieces teach
-    much of the task at a fraction of the price (progressive sizes, as in Tan & Le, EfficientNetV2, 2021).
     object_weight: of the object head's cross-entropy, beside 1 for the verdict's.
     """
     epochs: int = 5
@@ -48,8 +45,6 @@ class Recipe:
     label_smoothing: float = 0.0
     augment: tuple[str, ...] = ()
     average: int = 0
-    crop: int = 0
-    crop_share: float = 0.75
     object_weight: float = 0.3
     precision: str = "fp32"
 
@@ -129,9 +124,8 @@ class Average:
 class Run:
     """A network in training: what changes from step to step, and how to go on after a kill."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe, device: Device, state: dict, seed: int = 0):
+    def __init__(self, network: nn.Module, recipe: Recipe, device: Device, state: dict):
         self.network, self.recipe, self.device = network.to(device.device), recipe, device
-        self.seed = seed
         if state["epoch"]:
             network.load_state_dict(state["weights"])
         self.optimizer = SGD(network.parameters(), recipe)
@@ -151,15 +145,6 @@ class Run:
                     } if self.average else {}
         buffers = [buffer.clone() for buffer in self.optimizer.buffers]
         return {"weights": copy(self.live), "buffers": buffers, **averaged}
-
-    def cropped(self, pixels: Tensor, epoch: int, step: int, done: float) -> Tensor:
-        """The part of a batch's pictures that is trained on after the share `done` of all steps."""
-        side = self.recipe.crop
-        if not side or done >= self.recipe.crop_share:
-            return pixels
-        places = (pixels.shape[-1] - side) // 4 + 1
-        top, left = (4 * np.random.default_rng([self.seed, epoch, step]).integers(places, size=2)).tolist()
-        return pixels[..., top:top + side, left:left + side].contiguous(memory_format=torch.channels_last)
 
     def step(self, pixels: Tensor, targets: Tensor, factor: float) -> Tensor:
         """One step of training; returns the loss."""
@@ -197,7 +182,7 @@ def train_epoch(run: Run, batches, epoch: int, history: list[dict], after_step=N
               mininterval=0.5, disable=True if run.device.rank else None) as bar:
         for step, (pixels, targets) in enumerate(bar):
             done = (epoch - 1 + step / len(batches)) / run.recipe.epochs
-            loss = run.step(run.cropped(pixels, epoch, step, done), targets, run.recipe.factor(done, history))
+            loss = run.step(pixels, targets, run.recipe.factor(done, history))
             total += loss
             if after_step:
                 after_step(step + 1, loss.item())
@@ -256,7 +241,7 @@ def fit(network: nn.Module, train, val, recipe: Recipe, *, seed: int = 0, device
                    part=(device.rank, device.world))
     if not state["epoch"] and hasattr(network, "whiten"):
         network.whiten(batches)
-    run = Run(network, recipe, device, state, seed)
+    run = Run(network, recipe, device, state)
     while not finished(recipe, state["history"]):
         start, epoch = time.perf_counter(), state["epoch"] + 1
         train_loss = train_epoch(run, batches, epoch, state["history"])

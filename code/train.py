@@ -49,6 +49,7 @@ RECIPES = {
     "course": Recipe(),
     "strong": STRONG,
     "fast": replace(STRONG, epochs=5),
+    "erase": replace(STRONG, augment=(*STRONG.augment, "erase")),
     "robust": replace(STRONG, augment=(*STRONG.augment, "degrade")),
     "finetune": Recipe(epochs=30, batch_size=32, lr=0.01, nesterov=True, weight_decay=1e-4,
                        schedule="plateau", augment=("flip", "shift")),
@@ -276,7 +277,7 @@ def parser() -> Parser:
     add("-ep", "--epochs", dest="ep", type=whole_number(1), help="epochs (5; strong: 16)")
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth; without it nothing is saved")
-    add("--model", default="CIFAKE_CNN", help="CIFAKE_CNN (default), Compact, ResNet18, or a name of timm")
+    add("--model", default="CIFAKE_CNN", help="CIFAKE_CNN (default), Compact, Wide, ResNet18, or one of timm")
     add("--attn", action="store_true", help="CIFAKE_CNN with the SRM attention layer")
     add("--heads", nargs="+", choices=["fake", "object", "generator"], default=["fake"],
         help="what the network answers (fake)")

@@ -93,8 +93,7 @@ def test_weight_decay_spares_biases_and_batchnorm():
 
 
 STRONG = Recipe(epochs=4, batch_size=32, lr=0.05, nesterov=True, weight_decay=5e-4, schedule="one-cycle",
-                label_smoothing=0.1, augment=("flip", "shift"), average=10, crop=16, crop_share=0.6,
-                precision="bf16")
+                label_smoothing=0.1, augment=("flip", "shift", "erase"), average=10, precision="bf16")
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -120,20 +119,6 @@ def test_an_interrupted_strong_run_ends_in_the_same_bits(data, stop):
     resumed, again = run(run(until=stop))
     assert losses == again
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
-
-
-def test_crops_are_pieces_until_their_share_is_over():
-    run = fitting.Run(build("Compact", width=8, blocks=1), Recipe(crop=16, crop_share=0.5),
-                      fitting.Device(torch.device("cpu")), {"epoch": 0}, seed=3)
-    pixels = torch.randn(2, 3, 32, 32)
-    places = set()
-    for step in range(60):
-        piece = run.cropped(pixels, 1, step, 0.4)
-        assert torch.equal(piece, run.cropped(pixels, 1, step, 0.4))
-        places |= {(top, left) for top in range(0, 17, 4) for left in range(0, 17, 4)
-                   if torch.equal(piece, pixels[..., top:top + 16, left:left + 16])}
-    assert len(places) > 15  # of 25
-    assert run.cropped(pixels, 1, 0, 0.5) is pixels
 
 
 def test_two_processes_train_as_one(data, tmp_path):
