@@ -237,7 +237,7 @@ def run_seeds(args) -> list[dict]:
     """args.seeds runs, as many at once as there are cores, each with one thread of its own."""
     workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
     settings = {key: value for key, value in os.environ.items() if key.startswith("TELL_")}
-    jobs = (joblib.delayed(run_one_seed)(args, seed, settings)
+    jobs = (joblib.delayed(run_one_seed)(args, seed, settings, os.getpid())
             for seed in range(args.seed, args.seed + args.seeds))
     results = joblib.Parallel(n_jobs=workers)(jobs)
     if args.mf:
@@ -247,13 +247,13 @@ def run_seeds(args) -> list[dict]:
     return results
 
 
-def run_one_seed(args, seed: int, settings: dict[str, str]) -> dict:
+def run_one_seed(args, seed: int, settings: dict[str, str], starter: int) -> dict:
     os.environ.update(settings)  # the process may be left from an earlier call with others
     torch.set_num_threads(1)
-    name, parent = f"{args.mf}-s{seed}" if args.mf else None, os.getppid()
+    name = f"{args.mf}-s{seed}" if args.mf else None
 
     def say(line: str) -> None:
-        if os.getppid() != parent:
+        if starter not in (os.getpid(), os.getppid()):
             raise SystemExit("the run of several seeds was killed")  # else this process would go on alone
         print(f"seed {seed}: {line}", flush=True)
 

@@ -185,6 +185,12 @@ def test_several_seeds(easy, capsys):
     assert stamps == {seed: checkpoints.path_of(f"many-s{seed}").stat().st_mtime_ns for seed in (4, 5, 6)}
 
 
+def test_one_seed_goes_on_when_the_shell_it_was_started_from_ends(easy, monkeypatch):
+    parents = iter([4242, *[1] * 1000])
+    monkeypatch.setattr(train.os, "getppid", lambda: next(parents))
+    assert len(train.main(["-ep", "2", "--data", str(easy), "--seeds", "1"])["runs"]) == 1
+
+
 def test_bfloat16_learns_too(easy):
     reached = train.main(["-ep", "3", "--data", str(easy), "-lr", "0.01", "--precision", "bf16"])
     assert reached["val_accuracy"] > 0.9
