@@ -1,7 +1,7 @@
 """Which ideas make the compact network stronger: each alone, over seeds, on validation pictures only.
 
     python code/ablation.py                      every idea, 3 seeds each: hours; goes on where it stopped
-    python code/ablation.py --only mirror flip   some of them
+    python code/ablation.py --only no-flip deep   some of them
 
 Each run is the strong recipe for EPOCHS epochs, with one thing changed. Writes one row a run to
 paper/results/ablation.csv; notebook 07 makes the table.

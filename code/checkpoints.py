@@ -30,7 +30,7 @@ LARGE = 2_000_000  # parameters
 
 
 def path_of(name: str) -> Path:
-    """NAME -> models/NAME.pth; a name with a folder or an ending .pth that exists is taken as it is."""
+    """NAME -> models/NAME.pth; NAME.pth of a file that exists or with a folder is taken as it is."""
     given = user_path(name) if name.startswith("~") else Path(name)
     if given.suffix == ".pth" and (given.parent != Path(".") or given.exists()):
         return given.resolve()

@@ -165,9 +165,9 @@ def feed(data, network: nn.Module, batch_size: int, device, seed: int | None = N
     if isinstance(data, ImageSet):
         return Batches(data, batch_size, network.normalisation, device, seed, tuple(network.heads),
                        augment, part)
-    if "degrade" in augment:
-        raise TellError(f"{data.source}: --recipe robust is for pictures of 32 pixels; at natural size "
-                        "strong and finetune blur some and save some as JPEG already")
+    if {"degrade", "erase"} & set(augment):
+        raise TellError(f"{data.source}: --recipe robust and erase are for pictures of 32 pixels; at natural "
+                        "size strong and finetune blur some and save some as JPEG already")
     from natural import PictureBatches
     return PictureBatches(data, batch_size, network.size, network.normalisation, device, seed,
                           tuple(network.heads), augment, part)

@@ -115,6 +115,14 @@ def save_result(stem: str, rows: list[dict]) -> Path:
     return path
 
 
+def save_models(stem: str, rows: list[dict]) -> Path:
+    """save_result, beside the rows of the models in STEM.csv that `rows` does not measure anew."""
+    path, measured = folder("results") / f"{stem}.csv", {row["model"] for row in rows}
+    others = [row for row in (read_csv(path) if path.exists() else ())
+              if row["model"] not in measured and row.keys() == rows[0].keys()]
+    return save_result(stem, others + rows)
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, every value as its text; TellError where there is no such file."""
     if not path.exists():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import checkpoints
 from classes import build
-from files import Parser, command_line, save_result, shown, whole_number
+from files import Parser, TellError, command_line, save_result, shown, whole_number
 from resaved import VIEWS, WAYS, Pool, gather, measure
 from scoring import sigmoid
 from unseen import (
@@ -98,10 +98,19 @@ def parser() -> Parser:
     return flags
 
 
+def network_of(args) -> torch.nn.Module:
+    """A new one with --weights, else that of models/NAME.pth, ready to score."""
+    if args.weights:
+        return build("General", **NETWORK, weights=args.weights).eval()
+    network, facts = checkpoints.load(args.mf)
+    if facts["architecture"] != "General":
+        raise TellError(f"-mf {args.mf}: not a General but a {facts['architecture']}; give --weights FILE")
+    return network.eval()
+
+
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
-    network = (build("General", **NETWORK, weights=args.weights) if args.weights
-               else checkpoints.load(args.mf)[0]).eval()
+    network = network_of(args)
     pool = gather(args.data, args.questions)
     print(f"{len(pool)} pictures, {pool.labels.sum()} fake, from {len(np.unique(pool.sources))} sources")
     found = measure(network, pool, args.seeds, args.beside)

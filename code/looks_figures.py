@@ -1,6 +1,6 @@
-"""Figures of what networks look at: maps over pictures, mean maps, shares. For the notebook and the report.
+"""Figures of what networks look at: maps over pictures, mean maps, shares. For notebook 06.
 
-Overlays are drawn from maps; all else from the tables that faithful.py and looks.py wrote.
+Overlays are drawn from maps; all else from the tables that looks.py wrote.
 """
 from collections.abc import Iterable, Sequence
 

@@ -1,6 +1,6 @@
 """The never-JPEG control: how much of a verdict on a real picture is JPEG?
 
-    python code/lossless.py                      every model that is here of base, mini, attention, strong
+    python code/lossless.py                      every model of MODELS that is here
     python code/lossless.py -mf base_model       these only
     python code/lossless.py --smoke              200 pairs: does it run?
 
@@ -27,7 +27,7 @@ from compare import mcnemar
 from datasets import SPLITS, ImageSet, load
 from degrade import jpeg
 from figures import STYLE
-from files import Parser, TellError, command_line, folder, save_result
+from files import Parser, TellError, command_line, folder, save_models
 from scoring import logits, sigmoid, wilson
 
 ARCHIVE = "cifar10_lossless_subset.npz.xz"
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict:
     for name in args.mf or models_here():
         rows += measure(name, pictures, pick_device(args.device))
         print_rows(rows[-len(pictures) * len(SPLITS):])
-    save_result("lossless", rows)
+    save_models(f"lossless{'-smoke' if args.smoke else ''}", rows)
     return {"rows": rows}
 
 

@@ -75,7 +75,7 @@ def questions(labels: np.ndarray, n: int, seed: int) -> list[tuple[int, bool]]:
 
 def answer_row(person: str, picture: str, label: int, explained: bool, answer: int, machine: int | None,
                marks: np.ndarray | None = None, heat: np.ndarray | None = None) -> dict:
-    """One answer as a row of the file; marks bool and heat, a signed map, of any (h, w) of CELLS or more."""
+    """One answer as a row of the file; marks bool (CELLS, CELLS), heat signed, (h, w) of CELLS or more."""
     flags = "" if marks is None or not marks.any() else "".join("01"[int(cell)] for cell in marks.flat)
     cells = "" if heat is None else " ".join(f"{cell:.3g}" for cell in coarse(heat).flat)
     return dict(zip(COLUMNS, (person, picture, label, int(explained), answer,
@@ -343,7 +343,7 @@ def false_alarms(dealt: bool, studies: int = STUDIES, seed: int = 0) -> dict:
 
 # --- command line ------------------------------------------------------------------------------
 
-def published(studies: int) -> dict:
+def published(studies: int, mark: str) -> dict:
     """Print and write the published test and its false alarms."""
     z, p = two_proportions(*PUBLISHED)
     right, n, right2, n2 = PUBLISHED
@@ -356,7 +356,7 @@ def published(studies: int) -> dict:
     for row in rows:
         print(f"  pictures of a condition {row['pictures_in_conditions']:<21} as if independent "
               f"{row['independent']:6.1%}   clustered {row['clustered']:6.1%}")
-    path = folder("results") / "quiz-published.csv"
+    path = folder("results") / f"quiz-published{mark}.csv"
     write_csv(path, [{"z": z, "p": p, **row} for row in rows])
     print(f"rows: {shown(path)}")
     return {"z": z, "p": p, "false_alarms": rows}
@@ -389,7 +389,7 @@ def main(argv: list[str] | None = None) -> dict:
     flags.add_argument("--smoke", action="store_true", help="20 simulated studies: does it run?")
     args = flags.parse_args(argv)
     if not args.answers:
-        return published(20 if args.smoke else STUDIES)
+        return published(*(20, "-smoke") if args.smoke else (STUDIES, ""))
     row = analyse(read_answers([user_path(name) for name in args.answers]))
     report(row)
     return row

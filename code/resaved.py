@@ -54,7 +54,7 @@ class Pool:
         """(pixels, what its file says from outside) of each picture, in order."""
         for data in self.sets:
             for i in range(len(data)):
-                yield data.pixels(i), (data.formats[i], "RGB", data.sizes[i], data.widths[i], data.heights[i])
+                yield data.pixels(i), (data.formats[i], data.sizes[i], data.widths[i], data.heights[i])
 
 
 def gather(names: list[str], questions: list[str]) -> Pool:
@@ -123,7 +123,7 @@ def resaved(pixels: np.ndarray, random: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def facts(kind: str, mode: str, size: int, width: int, height: int) -> list[float]:
+def facts(kind: str, size: int, width: int, height: int) -> list[float]:
     """What a file says without its pixels, as numbers."""
     known = KINDS.index(kind) if kind in KINDS else -1
     return [known, size / (width * height), size, width, height, width / height]
@@ -152,7 +152,7 @@ def views(pool: Pool, seeds: int) -> Iterator[tuple[list[np.ndarray], list[tuple
         random = [np.random.default_rng([i, *pool.sha256[row, :8]]) for i in range(seeds * VIEWS)]
         files = [resaved(pixels, one) for one in random]
         yield ([pixels, *(decode(file)[0] for file in files)],
-               [outside, *(header(file)[:5] for file in files)])
+               [outside, *((found[0], *found[2:5]) for found in map(header, files))])
 
 
 def kept(pool: Pool, seeds: int, parts: tuple[nn.Module, ...], look: Callable) -> dict[str, np.ndarray]:

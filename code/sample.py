@@ -26,7 +26,7 @@ from decode import decode
 from files import Parser, TellError, atomic, command_line, folder
 
 SAMPLE_SHA256 = "b1c6fce282c4a21510d7c4a02fea051d654466a482fbe4e3c1be17cad0599298"
-MADE_WITH = ("scikit-image 0.26.0, scikit-learn 1.9.1, simplejpeg 1.9.0, pillow 13.0.0, "
+MADE_WITH = ("scikit-image 0.26.0, scikit-learn 1.9.1, simplejpeg 1.9.0, pillow 12.3.0, "
              "numpy 2.4.6 or 2.5.5")
 # {split: {"package/path": pairs}}: genuine photographs inside the wheels, each on one side only.
 PHOTOS = {

@@ -309,6 +309,8 @@ def check(args) -> None:
     if args.resume and not args.seeds and not unfinished_run(args.mf).exists() \
             and not checkpoints.path_of(args.mf).exists():
         raise TellError(f"{unfinished_run(args.mf)}: there is no run to resume; start it without --resume")
+    if args.model in ("Backbone", "General"):
+        raise TellError(f"--model {args.model}: a frame for others; give a name of timm, as efficientnet_b0")
     if args.attn and args.bs == 1:
         raise TellError("--attn needs -bs 2 or more: its BatchNorm has no spread over one picture")
     if args.attn and args.model != "CIFAKE_CNN":

@@ -1,6 +1,6 @@
 """False alarms on photographs of classes that no training picture showed, all real: CIFAR-100.
 
-    python code/transfer.py                      every model that is here of base, mini, attention, strong
+    python code/transfer.py                      every model of MODELS that is here
     python code/transfer.py -mf base_model       these only
 
 Without CIFAR-100 its stand-in is scored, see cifar100.py; without that the built-in sample, which proves
@@ -19,7 +19,7 @@ from cifar100 import open_photographs
 from classes import pick_device
 from datasets import ImageSet
 from figures import STYLE, plot_pictures
-from files import Parser, command_line, folder, read_csv, save_result, shown, write_csv
+from files import Parser, command_line, folder, read_csv, save_models, shown, write_csv
 from lossless import MODELS, as_jpeg, models_here
 from scoring import logits, ratio, sigmoid, wilson
 
@@ -94,7 +94,7 @@ def cifake_alarms(model: str) -> float:
     return ratio(called, called + kept)
 
 
-def measure(name: str, data: ImageSet, device="cpu") -> list[dict]:
+def measure(name: str, data: ImageSet, device="cpu", mark: str = "") -> list[dict]:
     """One row for each version of the photographs and each level, group and class; saves the scores."""
     network, facts = checkpoints.load(name, device)
     model, rows = checkpoints.model_name(name), []
@@ -102,7 +102,7 @@ def measure(name: str, data: ImageSet, device="cpu") -> list[dict]:
         output = logits(network, pictures, device)
         if pictures is data:
             columns = data.paths.tolist(), output.tolist(), sigmoid(output).tolist()
-            write_csv(folder("results") / f"scores-{model}-{data.name}-test.csv",
+            write_csv(folder("results") / f"scores-{model}-{data.name}-test{mark}.csv",
                       [{"path": path, "label": 0, "logit": f"{logit:.9g}", "score": f"{score:.6f}"}
                        for path, logit, score in zip(*columns, strict=True)])
         called = sigmoid(output) >= facts["threshold"]
@@ -204,11 +204,12 @@ def main(argv: list[str] | None = None) -> dict:
     data = open_photographs()
     data = data.head(SMOKE_PICTURES) if args.smoke else data
     print(f"{title(data)}\nfrom {shown(data.source)}")
-    rows = [row for name in args.mf or models_here() for row in measure(name, data, pick_device(args.device))]
+    mark, device = "-smoke" if args.smoke else "", pick_device(args.device)
+    rows = [row for name in args.mf or models_here() for row in measure(name, data, device, mark)]
     for row in summary(rows):
         print("\n" + "\n".join(f"{key:<42} {f'{value:.4f}' if isinstance(value, float) else value}"
                                for key, value in row.items()))
-    save_result(f"false-alarms-{data.name}", rows)
+    save_models(f"false-alarms-{data.name}{mark}", rows)
     return {"rows": rows, "summary": summary(rows)}
 
 

@@ -1,6 +1,6 @@
 """Judge detectors on sources that they have not seen: fit without one source, score it, each in turn.
 
-What is judged is a function fit(x, labels, groups, seed) -> (features (m, k) -> logits (m,)), for x (n, k);
+What is judged is a function fit(x, labels, groups) -> (features (m, k) -> logits (m,)), for x (n, k);
 table() gives its rows of paper/results/general.csv. The cut between REAL and FAKE is transferred: a fifth of
 the other sources' pictures, kept out of the fit, chooses it. A checkpoint's rule, and what its verdicts are
 worth, come from the same scores: each by a detector that saw nothing of the picture's source.
@@ -54,27 +54,27 @@ def regression(x: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[n
     return w, float(model.intercept_[0] - mean @ w)
 
 
-def linear(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Callable:
+def linear(x: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Callable:
     """features (m, k) -> logits, by regression."""
     w, b = regression(x, labels, groups)
     return lambda rows: rows @ w + b
 
 
-def trees(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Callable:
+def trees(x: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Callable:
     """features (m, k) -> logits, by gradient-boosted trees."""
     model = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=8, random_state=0)
     return model.fit(x, labels, sample_weight=weights_of(labels, groups)).decision_function
 
 
-def untrained(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Callable:
+def untrained(x: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Callable:
     """The logits themselves, of a detector that was trained elsewhere."""
     return lambda rows: rows[:, 0]
 
 
-def seen_by(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, fit: Callable, seed: int) -> Callable:
+def seen_by(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, fit: Callable) -> Callable:
     """`fit` on all views of pictures: x (n, views, k) -> (m, views, k) -> logits (m, views)."""
     views = x.shape[1]
-    model = fit(x.reshape(-1, x.shape[2]), labels.repeat(views), groups.repeat(views), seed)
+    model = fit(x.reshape(-1, x.shape[2]), labels.repeat(views), groups.repeat(views))
     return lambda rows: model(rows.reshape(-1, rows.shape[2])).reshape(rows.shape[:2])
 
 
@@ -93,10 +93,10 @@ def held(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def transferred(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, test: np.ndarray,
-                fit: Callable, seed: int) -> tuple[np.ndarray, float]:
+                fit: Callable) -> tuple[np.ndarray, float]:
     """Logits (m, 2) of `test` by a detector fitted on four fifths, and the cut that the rest choose."""
     rest = held(labels, groups)
-    model = seen_by(x[~rest], labels[~rest], groups[~rest], fit, seed)
+    model = seen_by(x[~rest], labels[~rest], groups[~rest], fit)
     return model(test), halfway(labels[rest].repeat(2), model(x[rest][:, :2]).ravel())
 
 
@@ -112,7 +112,7 @@ def judged(x: np.ndarray, pool: Pool, fit: Callable, seeds: int) -> tuple[np.nda
         views = x[:, [0, *range(1 + seed * VIEWS, 1 + (seed + 1) * VIEWS)]]
         test, seen = pool.sources == name, ~np.isin(pool.sources, [name, SAME_ORIGIN.get(name, name)])
         logits[seed, test], cuts[seed, test] = transferred(
-            views[seen], pool.labels[seen], pool.sources[seen], views[test][:, :2], fit, seed)
+            views[seen], pool.labels[seen], pool.sources[seen], views[test][:, :2], fit)
     return logits, cuts
 
 

@@ -95,6 +95,13 @@ def test_from_pictures_to_a_checkpoint_that_test_py_scores(wild, weights, monkey
     assert torch.allclose(before(x), after(x), atol=0.05)
 
 
+def test_another_network_in_its_place_is_one_line():
+    checkpoints.write(checkpoints.path_of("other"), checkpoints.pack(
+        build("CIFAKE_CNN"), "CIFAKE_CNN", {}, threshold=0.5, threshold_source="test", data="x", seed=0))
+    with pytest.raises(TellError, match="-mf other: not a General but a CIFAKE_CNN; give --weights FILE"):
+        general.main(["-mf", "other"])
+
+
 def test_the_network_reads_the_stages_that_it_says(weights):
     network = build("General", **SMALL, weights=str(weights)).eval()
     squares = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
@@ -118,7 +125,7 @@ def test_no_picture_is_scored_by_what_saw_its_source():
     groups, labels, seen = np.repeat(["a", "b", "c"], 20), np.tile([True, False], 30), []
     x = np.arange(60.0).reshape(60, 1, 1).repeat(1 + VIEWS, axis=1)
 
-    def spy(rows, labels, groups, seed):
+    def spy(rows, labels, groups):
         seen.append((set(rows[:, 0]), set(groups)))
         return lambda rows: rows[:, 0]
     logits, cuts = judged(x, pool_of(labels, groups), spy, seeds=1)

@@ -33,9 +33,9 @@ def make_pairs(**changed) -> None:
     (folder("data") / lossless.ARCHIVE).write_bytes(lzma.compress(buffer.getvalue(), preset=0))
 
 
-def save_model() -> None:
+def save_model(name: str = "base_model") -> None:
     torch.manual_seed(0)
-    checkpoints.write(checkpoints.path_of("base_model"), checkpoints.pack(
+    checkpoints.write(checkpoints.path_of(name), checkpoints.pack(
         build("CIFAKE_CNN"), "CIFAKE_CNN", {"attn": False}, threshold=0.5, threshold_source="a test",
         data="none", seed=0))
 
@@ -114,3 +114,12 @@ def test_the_command_line_reports_every_part_and_version():
     assert row["false_alarm"] == (scoring.predict(network, part) >= 0.5).mean()
     assert (row["difference"], row["mcnemar_p"]) == (0, 1)
     assert lossless.plot_versions(table, "test").axes[0].get_title() == "base_model (n = 20)"
+    save_model("attn_model")
+    lossless.main(["-mf", "attn_model"])  # beside those that are there
+    both = read_csv(folder("results") / "lossless.csv")
+    assert both[:len(table)] == table
+    assert {row["model"] for row in both[len(table):]} == {"attn_model"}
+    lossless.main(["-mf", "attn_model"])
+    assert read_csv(folder("results") / "lossless.csv") == both
+    lossless.main(["--smoke"])
+    assert read_csv(folder("results") / "lossless.csv") == both

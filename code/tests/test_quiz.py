@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import quiz
-from files import TellError, read_csv, write_csv
+from files import TellError, folder, read_csv, write_csv
 from quiz import Answers, answer_row, clustered, overlap, questions, read_answers
 
 
@@ -162,6 +162,7 @@ def test_the_quiz_of_a_notebook_keeps_each_answer(tmp_path, monkeypatch):
 def test_command_line(tmp_path, capsys):
     quiz.main(["--smoke"])
     assert "z = -2.36, p = 0.018" in capsys.readouterr().out
+    assert [path.name for path in folder("results").glob("quiz-*")] == ["quiz-published-smoke.csv"]
     write_csv(tmp_path / "a.csv", [answer_row("me", name, 1, name > "b", 1, 0) for name in "abcd"])
     quiz.main([str(tmp_path / "a.csv")])
     printed = capsys.readouterr().out

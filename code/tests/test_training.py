@@ -196,6 +196,12 @@ def test_bfloat16_learns_too(easy):
     assert reached["val_accuracy"] > 0.9
 
 
+@pytest.mark.parametrize("name", ["Backbone", "General"])
+def test_frames_for_other_networks_are_refused(name):
+    with pytest.raises(TellError, match=f"--model {name}: a frame for others; give a name of timm"):
+        train.main(["--model", name])
+
+
 def test_a_diverging_run_stops_with_a_line(easy):
     with pytest.raises(TellError, match="loss is no longer finite in epoch .; take a smaller -lr"):
         train.main(["-ep", "3", "--data", str(easy), "-lr", "10", "--momentum", "0.99"])
