@@ -76,13 +76,14 @@ class Compact(nn.Module):
 
     (batch, 3, h, w) float -> logits (batch, 1), or (batch, 1 + objects) with an object head. `wide`: the
     last stage, of 4 x 4 places, is twice as wide and has a residual block too, which costs a quarter more
-    time. `mirror`: when scoring, the logits of picture and mirror image are averaged.
+    time.
     """
 
-    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, mirror: bool = True,
-                 wide: bool = False):
+    mirror = True
+
+    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, wide: bool = False):
         super().__init__()
-        self.normalisation, self.mirror = CIFAKE_NORMALISATION, mirror
+        self.normalisation = CIFAKE_NORMALISATION
         self.heads = {"fake": 1, "object": objects} if objects else {"fake": 1}
         self.whitening = Whitening()
         last = 4 * width if wide else 2 * width
@@ -111,10 +112,9 @@ class Backbone(nn.Module):
     is added, and traces at the finest scale become coarser. weights: nothing, "hub", or a file.
     """
 
-    def __init__(self, name: str, heads: dict[str, int], size: int, weights: str | None = None,
-                 mirror: bool = False):
+    def __init__(self, name: str, heads: dict[str, int], size: int, weights: str | None = None):
         super().__init__()
-        self.heads, self.size, self.mirror = heads, size, mirror
+        self.heads, self.size = heads, size
         self.body = timm_body(name, weights)
         self.normalisation = {key: list(self.body.pretrained_cfg[key]) for key in ("mean", "std")}
         self.head = nn.Linear(self.body.num_features, sum(heads.values()))
@@ -150,10 +150,12 @@ class ResNet18(nn.Module):
     (batch, 3, 32, 32) float -> logits (batch, 1), or (batch, 1 + objects) with an object head.
     """
 
-    def __init__(self, objects: int = 0, mirror: bool = True):
+    mirror = True
+
+    def __init__(self, objects: int = 0):
         import timm
         super().__init__()
-        self.normalisation, self.mirror = CIFAKE_NORMALISATION, mirror
+        self.normalisation = CIFAKE_NORMALISATION
         self.heads = {"fake": 1, "object": objects} if objects else {"fake": 1}
         self.body = timm.create_model("resnet18", num_classes=sum(self.heads.values()), zero_init_last=True)
         self.body.conv1 = nn.Conv2d(3, 64, 4, 2, 1, bias=False)

@@ -21,23 +21,23 @@ from genimage import GENERATORS
 
 RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "dual")
 MEANS = ("roc_auc", "object_accuracy")
-# (name, accuracy on the official test half, parameters or None where none are stated, source)
-PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None, "IEEE Access 2024"),
-             ("ResNet18, fine-tuned", 0.9649, 11_177_538, "a course project's notebook"),
-             ("DenseNet, transfer", 0.9774, None, "arXiv:2401.07358"))
+# (name, accuracy on the official test half, parameters or None where none are stated)
+PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None),  # IEEE Access 2024
+             ("ResNet18, fine-tuned", 0.9649, 11_177_538),  # a course project's notebook
+             ("DenseNet, transfer", 0.9774, None))  # arXiv:2401.07358
 
 
-def runs_of(name: str, data: str = "cifake") -> list[str]:
+def runs_of(name: str) -> list[str]:
     """The seed runs of a recipe that have been scored, or the recipe itself where there are none."""
-    pattern = re.compile(rf"metrics-({re.escape(name)}-s\d+)-{re.escape(data)}-test\.csv")
+    pattern = re.compile(rf"metrics-({re.escape(name)}-s\d+)-cifake-test\.csv")
     found = (pattern.fullmatch(path.name) for path in folder("results").glob("metrics-*.csv"))
     seeds = sorted(match[1] for match in found if match)
-    return seeds or [name] * (folder("results") / f"metrics-{name}-{data}-test.csv").exists()
+    return seeds or [name] * (folder("results") / f"metrics-{name}-cifake-test.csv").exists()
 
 
-def column(runs: list[str], key: str, data: str = "cifake") -> np.ndarray:
+def column(runs: list[str], key: str) -> np.ndarray:
     """One number of the metrics of each run, float64 (runs,); nan where a run has it not."""
-    rows = [read_csv(folder("results") / f"metrics-{run}-{data}-test.csv")[0] for run in runs]
+    rows = [read_csv(folder("results") / f"metrics-{run}-cifake-test.csv")[0] for run in runs]
     return np.array([float(row.get(key) or "nan") for row in rows])
 
 
@@ -101,7 +101,7 @@ def plot_overview(rows: list[dict]) -> Figure:
                             xytext=(6, place_of(row, rows, key)), textcoords="offset points")
             ax.set(xscale="log", xlabel=label)
             ax.margins(x=0.18, y=0.12)
-        for name, accuracy, size, _ in PUBLISHED:
+        for name, accuracy, size in PUBLISHED:
             ax = axes[0]
             ax.axhline(accuracy, ls=":", lw=1, color="grey")
             ax.text(0.01, accuracy, f"{name} {accuracy:.2%}", fontsize=8, color="grey", va="bottom",

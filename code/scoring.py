@@ -38,10 +38,9 @@ def views(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     return (logits + network(pixels.flip(3)).float()) / 2 if getattr(network, "mirror", False) else logits
 
 
-def logits(network: nn.Module, data, device: torch.device | str = "cpu",
-           precision: str = "fp32") -> np.ndarray:
+def logits(network: nn.Module, data, device: torch.device | str = "cpu") -> np.ndarray:
     """The logit of FAKE of every picture, float32 (n,), in the order of `data`."""
-    return fake_logit(outputs(network, data, device, precision), network.heads)
+    return fake_logit(outputs(network, data, device), network.heads)
 
 
 def head_accuracies(outputs: np.ndarray, data, heads: dict[str, int]) -> dict[str, float]:

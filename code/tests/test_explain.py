@@ -44,7 +44,8 @@ def some(n: int = 3, size: int = 32, seed: int = 0) -> np.ndarray:
 def compact(mirror: bool = True) -> nn.Module:
     """Of two heads, so that a map of another column than FAKE's would show."""
     torch.manual_seed(3)
-    network = build("Compact", width=8, mirror=mirror, objects=10)
+    network = build("Compact", width=8, objects=10)
+    network.mirror = mirror
     network.whitening.fit(lime_shap.normalised(network, some(20)))
     nn.init.normal_(network.head.weight)
     nn.init.normal_(network.stages[3].two[1].weight)
