@@ -56,6 +56,7 @@ VARIANTS = {
     "small-batch": Variant("batches of 128, learning rate 0.2", {"batch_size": 128, "lr": 0.2}),
     "fp32": Variant("float32, not bfloat16", {"precision": "fp32"}),
     "narrow": Variant("half the width", arguments={"width": 24}),
+    "wide": Variant("a last stage of twice the width, with a residual block", arguments={"wide": True}),
     "deep": Variant("two residual blocks a stage, not one", arguments={"blocks": 2}),
 }
 

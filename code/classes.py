@@ -20,7 +20,6 @@ from files import TellError
 from middle import General
 
 SHIFT = 2  # pixels, at most, of the augmentation "shift"
-ERASED = 8  # side in pixels of the square that the augmentation "erase" blanks
 BLOCK = 256  # pictures gathered and normalised at once: fewer calls, and still inside the cache
 
 
@@ -165,9 +164,9 @@ def feed(data, network: nn.Module, batch_size: int, device, seed: int | None = N
     if isinstance(data, ImageSet):
         return Batches(data, batch_size, network.normalisation, device, seed, tuple(network.heads),
                        augment, part)
-    if {"degrade", "erase"} & set(augment):
-        raise TellError(f"{data.source}: --recipe robust and erase are for pictures of 32 pixels; at natural "
-                        "size strong and finetune blur some and save some as JPEG already")
+    if "degrade" in augment:
+        raise TellError(f"{data.source}: --recipe robust is for pictures of 32 pixels; at natural size "
+                        "strong and finetune blur some and save some as JPEG already")
     from natural import PictureBatches
     return PictureBatches(data, batch_size, network.size, network.normalisation, device, seed,
                           tuple(network.heads), augment, part)
@@ -183,9 +182,8 @@ class Batches:
     Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
     epoch, which depends on seed and epoch only, and no last short batch.
     augment: "flip" (mirrored, half of them), "shift" (by up to SHIFT pixels each way, reflected at
-    the edge), "erase" (a square of ERASED pixels becomes the mean colour: T. DeVries, G. Taylor, "Cutout",
-    arXiv:1708.04552) and, before all, "degrade" (degrade.augmented). part: (i, k), of every batch only
-    each k-th picture from the i-th on, for k processes.
+    the edge) and, before both, "degrade" (degrade.augmented). part: (i, k), of every batch only each
+    k-th picture from the i-th on, for k processes.
     """
 
     columns = {"fake": "labels", "object": "objects"}
@@ -225,7 +223,7 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number`."""
-        order, moves, corners = self.order(number), self.moves(number), self.corners(number)
+        order, moves = self.order(number), self.moves(number)
         size = self.batch_size // self.part[1]
         block = max(1, BLOCK // size) * size
         for i, picked in enumerate(order.split(block)):
@@ -235,8 +233,6 @@ class Batches:
             if moves is not None:
                 pixels = moved(pixels, *(move[i * block:(i + 1) * block] for move in moves))
             pixels = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
-            if corners is not None:
-                erase(pixels, corners[i * block:(i + 1) * block])
             yield from zip(pixels.split(size), self.targets[picked].split(size), strict=True)
 
     def order(self, number: int) -> Tensor:
@@ -255,14 +251,6 @@ class Batches:
         shift = torch.from_numpy(random.integers(-reach, reach + 1, (n, 2)))
         flip = torch.from_numpy(random.random(n) < (0.5 if "flip" in self.augment else 0.0))
         return self.mine(shift), self.mine(flip)
-
-    def corners(self, number: int) -> Tensor | None:
-        """For each picture of the epoch: row and column of the erased square's first pixel, int64 (n, 2)."""
-        if "erase" not in self.augment or not number:  # whitening is fitted to epoch 0, whole pictures
-            return None
-        random = np.random.default_rng([self.seed, number, 3])
-        places = self.pixels.shape[1] - ERASED + 1
-        return self.mine(torch.from_numpy(random.integers(places, size=(len(self) * self.batch_size, 2))))
 
     def degraded(self, pixels: Tensor, number: int, picked: Tensor) -> Tensor:
         """Pictures `picked` of an epoch, uint8 (b, h, w, 3), by degrade.augmented.
@@ -287,15 +275,6 @@ def moved(pixels: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     return pixels[torch.arange(len(pixels), device=pixels.device)[:, None, None], rows[:, :, None],
                   columns[:, None, :]]
-
-
-def erase(pixels: Tensor, corners: Tensor) -> None:
-    """Set a square of each picture, float (b, 3, h, w), to 0; its first pixel: corners, int64 (b, 2)."""
-    size = pixels.shape[2:]
-    down, right = ((index >= first[:, None]) & (index < first[:, None] + ERASED)
-                   for index, first in zip((torch.arange(n, device=pixels.device) for n in size), corners.T,
-                                           strict=True))
-    pixels.masked_fill_((down[:, :, None] & right[:, None, :])[:, None], 0)
 
 
 def reflected(size: int, offset: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
     python code/train.py -ep 10 -mf attn_model --attn            with style-based attention
     python code/train.py -ep 10 -mf base_model --seeds 10        ten runs, one a core, mean and deviation
     python code/train.py -ep 10 -mf base_model --resume          go on where a killed run stopped
-    python code/train.py --model Compact -mf compact_model       our strongest network for 32 pixels
+    python code/train.py --model Compact -mf compact_model       our own network for 32 pixels
+    python code/train.py --model Wide --heads fake object -mf wide         its wider form, our strongest
     python code/train.py --model Compact --recipe fast -mf fast  97 % in minutes
     python code/train.py --model Compact --recipe robust -mf robust      half of the pictures degraded
     python code/train.py --model ResNet18 --heads fake object -mf dual     verdict and object class at once
@@ -49,7 +50,6 @@ RECIPES = {
     "course": Recipe(),
     "strong": STRONG,
     "fast": replace(STRONG, epochs=5),
-    "erase": replace(STRONG, augment=(*STRONG.augment, "erase")),
     "robust": replace(STRONG, augment=(*STRONG.augment, "degrade")),
     "finetune": Recipe(epochs=30, batch_size=32, lr=0.01, nesterov=True, weight_decay=1e-4,
                        schedule="plateau", augment=("flip", "shift")),
