@@ -33,7 +33,7 @@ from sample import photo
 from scoring import roc_auc, sigmoid, wilson
 from trust import auc_interval, by_source, percent
 
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "dual", "effnet", "general")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "general")
 TEST_FILES = 12_000  # of AGIRI
 SMOKE_PICTURES = 60
 METADATA = "metadata only"

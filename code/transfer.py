@@ -8,6 +8,8 @@ nothing. Neither was ever JPEG at 32 pixels, as CIFAKE is, so each photograph is
 as such a JPEG. Writes paper/results/false-alarms-SET.csv, and scores-NAME-SET-test.csv for the photographs
 as they are.
 """
+from itertools import cycle
+
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -20,9 +22,10 @@ from classes import pick_device
 from datasets import ImageSet
 from figures import STYLE, plot_pictures
 from files import Parser, command_line, folder, read_csv, save_models, shown, write_csv
-from lossless import MODELS, as_jpeg, models_here
+from lossless import as_jpeg, models_here
 from scoring import logits, ratio, sigmoid, wilson
 
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide", "dual")
 CIFAKE_QUALITY = 75
 VERSIONS = ("as they are", f"as JPEG {CIFAKE_QUALITY}")
 PERMUTATIONS = 2000
@@ -162,7 +165,7 @@ def plot_groups(rows: list[dict], data: ImageSet, version: str, level: str = "gr
         figure, axes = plt.subplots(1, len(models), sharey=True, sharex=True, squeeze=False,
                                     layout="constrained",
                                     figsize=(2.2 + 2.4 * len(models), 1.4 + 0.24 * len(names)))
-        for ax, model, colour in zip(axes[0], models, COLOURS, strict=False):
+        for ax, model, colour in zip(axes[0], models, cycle(COLOURS), strict=False):
             plot_rates(ax, {row["name"]: row for row in chosen if row["model"] == model}, names, colour)
             whole = next(row for row in rows if (row["model"], row["version"], row["level"])
                          == (model, version, "all"))
@@ -205,7 +208,7 @@ def main(argv: list[str] | None = None) -> dict:
     data = data.head(SMOKE_PICTURES) if args.smoke else data
     print(f"{title(data)}\nfrom {shown(data.source)}")
     mark, device = "-smoke" if args.smoke else "", pick_device(args.device)
-    rows = [row for name in args.mf or models_here() for row in measure(name, data, device, mark)]
+    rows = [row for name in args.mf or models_here(MODELS) for row in measure(name, data, device, mark)]
     for row in summary(rows):
         print("\n" + "\n".join(f"{key:<42} {f'{value:.4f}' if isinstance(value, float) else value}"
                                for key, value in row.items()))
