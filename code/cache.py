@@ -10,7 +10,6 @@ import json
 import mmap
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import stat
@@ -32,19 +31,31 @@ from files import TellError, atomic, folder, make_folder
 from sources import files_of, require_readable, signature
 
 SIZE = 32
+PICTURE = SIZE * SIZE * 3  # bytes
 OBJECTS = ("airplane", "automobile", "bird", "cat", "deer",
            "dog", "frog", "horse", "ship", "truck")
+SUFFIXES = {".jpg": 0} | {f" ({number}).jpg": number - 1 for number in range(1, len(OBJECTS) + 1)}
 VAL_SHARE = 0.1
 CACHE_FORMAT = 1
 CHUNK, CHUNK_BYTES = 256, 8_000_000  # what a process decodes at a time
 
 
-def decode_chunk(chunk: list[tuple[str, bytes | str]]) -> tuple[list[tuple], np.ndarray]:
-    """[(name, bytes or path)] -> [(name, sha256, readable, note or reason)], pixels of the readable."""
-    done = [decode_file(name, content) for name, content in chunk]
-    pixels = [found for _, _, found, _ in done if found is not None]
-    return ([(name, digest, found is not None, note) for name, digest, found, note in done],
-            np.stack(pixels) if pixels else np.empty((0, SIZE, SIZE, 3), np.uint8))
+def decode_chunk(chunk: list[tuple[str, bytes | str]], first: int, target: Path | None) -> list[tuple]:
+    """[(name, bytes or path)] -> [(name, sha256, row or None, note or reason)].
+
+    Row: where in `target`, a file of pixels, the readable ones stand, one after the other from `first` on.
+    """
+    entries, pixels = [], []
+    for name, content in chunk:
+        _, digest, found, note = decode_file(name, content)
+        entries.append((name, digest, None if found is None else first + len(pixels), note))
+        pixels += [] if found is None else [found]
+    if target and pixels:
+        # From here, not sent to the parent: 3 kB a picture through a pipe cost more than decoding it.
+        with open(target, "r+b") as file:
+            file.seek(first * PICTURE)
+            file.write(np.stack(pixels))
+    return entries
 
 
 def decode_file(name: str, content: bytes | str) -> tuple:
@@ -85,15 +96,16 @@ def chunks(files: Iterator[tuple[str, bytes | str]]) -> Iterator[list[tuple[str,
         yield portion
 
 
-def decode_all(path: Path) -> Iterator[tuple[list[tuple], np.ndarray]]:
-    """Decode every file of a source in parallel, chunk by chunk; see decode_chunk for what is yielded."""
+def decode_all(path: Path, target: Path | None = None) -> Iterator[list[tuple]]:
+    """Decode every file of a source in parallel, pixels to `target`; yields what decode_chunk returns."""
     # Processes: at 20 us a file, threads spend more time passing Python's lock around (4.1 s for
     # CIFAKE's 120,000 files on two cores, against 2.0 s).
     workers, fork = os.cpu_count() or 1, multiprocessing.get_context("fork")
-    pending = deque()
+    pending, first = deque(), 0
     with ProcessPoolExecutor(workers, fork, initializer=depend_on_parent) as pool, progress(path) as bar:
         for chunk in chunks(files_of(path)):
-            pending.append(pool.submit(decode_chunk, chunk))
+            pending.append(pool.submit(decode_chunk, chunk, first, target))
+            first += len(chunk)
             if len(pending) > 2 * workers:
                 yield result(pending.popleft(), bar)
         while pending:
@@ -106,11 +118,11 @@ def depend_on_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG, Linux
 
 
-def result(future: Future, bar: tqdm) -> tuple[list[tuple], np.ndarray]:
+def result(future: Future, bar: tqdm) -> list[tuple]:
     try:
-        entries, pixels = future.result()
+        entries = future.result()
         bar.update(len(entries))
-        return entries, pixels
+        return entries
     except BrokenProcessPool as error:
         raise TellError("a decoding process was killed, perhaps for want of memory; free some") from error
 
@@ -146,7 +158,7 @@ def map_cache(name: str, path: Path, target: Path) -> dict | None:
         meta = json.loads((target / "meta.json").read_text())
         with np.load(target / "table.npz") as columns:
             table = {key: columns[key] for key in columns.files}
-        if (target / "pixels.u8").stat().st_size != meta["n"] * SIZE * SIZE * 3:
+        if (target / "pixels.u8").stat().st_size != meta["n"] * PICTURE:
             return None
         # Copy-on-write, because torch wants memory that it could write to.
         pixels = np.memmap(target / "pixels.u8", np.uint8, "c", shape=(meta["n"], SIZE, SIZE, 3))
@@ -196,20 +208,18 @@ def build_cache(name: str, path: Path, target: Path, stem: str) -> dict:
 
 
 def write_pixels(path: Path, target: Path) -> list[tuple]:
-    """Append each readable picture to `target`; returns (name, sha256, row or None, note)."""
-    entries, row = [], 0
+    """Write every readable picture to `target`; returns (name, sha256, row or None, note), sorted.
+
+    There is a row for each file; those of unreadable files are unused.
+    """
     # A plain file: a full disk is an error here, but would be a crash in a memory map.
     with open(target, "wb") as file:
-        for decoded, pixels in decode_all(path):
-            file.write(pixels)
-            for name, digest, readable, note in decoded:
-                entries.append((name, digest, row if readable else None, note))
-                row += readable
-        file.flush()
+        entries = [entry for chunk in decode_all(path, target) for entry in chunk]
+        file.truncate(len(entries) * PICTURE)
         os.fsync(file.fileno())
     if not entries:
         raise wrong_layout(path)
-    if not row:
+    if all(row is None for _, _, row, _ in entries):
         raise TellError(f"{path}: none of its {len(entries)} files is a readable picture "
                         f"({entries[0][0]}: {entries[0][3]})")
     return sorted(entries)
@@ -230,7 +240,7 @@ def write_table(path: Path, entries: list[tuple], target: Path) -> None:
                         "keep one data set in one folder or archive")
     good = [entry for entry in entries if entry[2] is not None]
     table = columns(good)
-    meta = {"n": len(good), "fingerprint": fingerprint_of(entries),
+    meta = {"n": len(entries), "fingerprint": fingerprint_of(entries),
             "unreadable": [(name, reason) for name, _, row, reason in entries if row is None]}
     with atomic(target / "table.npz") as file:
         np.savez(file, **table)
@@ -255,9 +265,8 @@ def object_class(file_name: str) -> int:
 
     Returns 0..9 (OBJECTS), or -1 for a name of another form.
     """
-    match = re.fullmatch(r"\d+(?: \((\d+)\))?\.jpg", file_name)
-    number = int(match[1] or 1) if match else 0
-    return number - 1 if 1 <= number <= len(OBJECTS) else -1
+    suffix = file_name.lstrip("0123456789")
+    return SUFFIXES.get(suffix, -1) if suffix != file_name else -1
 
 
 def carve_validation(splits: np.ndarray, labels: np.ndarray, objects: np.ndarray,

@@ -146,10 +146,10 @@ def read_manifest() -> dict[str, str]:
 def verify(path: Path) -> list[str]:
     """Compare a CIFAKE source with the committed manifest; returns one line per difference."""
     expected, entries, differences = read_manifest(), [], []
-    for decoded, _ in decode_all(path):
-        for name, digest, readable, note in decoded:
+    for decoded in decode_all(path):
+        for name, digest, row, note in decoded:
             entries.append((name, digest))
-            differences += difference(name, digest, readable, note, expected)
+            differences += difference(name, digest, row is not None, note, expected)
     differences += [f"{name}: missing" for name in sorted(expected.keys() - {n for n, _ in entries})]
     if not differences and fingerprint_of(entries) != CIFAKE_FINGERPRINT:
         differences.append("the fingerprint differs though every file's short hash agrees")

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from files import TellError
@@ -28,14 +29,21 @@ def canonical(parts: tuple[str, ...]) -> str | None:
 
     Files whose name starts with a dot, and __MACOSX, are the file manager's, not pictures.
     """
-    parts = tuple(part for part in parts if part not in ("", "."))  # as in "./REAL/1.jpg"
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    place = place_of(parts[:-1])
+    return f"{place}/{parts[-1]}" if place and not parts[-1].startswith(".") else None
+
+
+@lru_cache(maxsize=4096)
+def place_of(folders: tuple[str, ...]) -> str | None:
+    """canonical() of a file's folders, "split/LABEL" and what is below."""
+    folders = tuple(part for part in folders if part not in ("", "."))  # as in "./REAL/1.jpg"
+    if any(part.startswith(".") or part == "__MACOSX" for part in folders):
         return None
-    for i in range(len(parts) - 2, -1, -1):
-        label = LABELS.get(parts[i].casefold())
+    for i in range(len(folders) - 1, -1, -1):
+        label = LABELS.get(folders[i].casefold())
         if label:
-            split = SPLITS.get(parts[i - 1].casefold(), "test") if i else "test"
-            return "/".join((split, label, *parts[i + 1:]))
+            split = SPLITS.get(folders[i - 1].casefold(), "test") if i else "test"
+            return "/".join((split, label, *folders[i + 1:]))
     return None
 
 
@@ -66,6 +74,8 @@ def entries_of(folder: str) -> list[os.DirEntry]:
 
 def is_folder(entry: os.DirEntry) -> bool:
     """A folder, or a link to one that does not lead back to where it stands."""
+    if entry.is_file(follow_symlinks=False):
+        return False
     if not entry.is_symlink():
         return entry.is_dir()
     return os.path.isdir(entry.path) and not Path(entry.path).is_relative_to(os.path.realpath(entry.path))

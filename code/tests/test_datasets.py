@@ -107,7 +107,7 @@ def test_a_validation_split_of_the_source_is_kept(tree):
 
 def test_second_load_decodes_nothing(tree, monkeypatch):
     first = datasets.load(str(tree))
-    monkeypatch.setattr(cache, "decode_all", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache, "decode_all", lambda *_: pytest.fail("decoded again"))
     again = datasets.load(str(tree))
     assert again.fingerprint == first.fingerprint
 
@@ -143,8 +143,8 @@ def test_kill_while_the_cache_is_built(tree):
     code = NOTHING_BUT_DATASETS + f"""
 import cache, time
 whole = cache.decode_all
-def slow(path):
-    for entry in whole(path):
+def slow(*paths):
+    for entry in whole(*paths):
         time.sleep(0.5)
         yield entry
 cache.CHUNK, cache.decode_all = 10, slow
@@ -181,6 +181,8 @@ def test_bad_files_among_good_ones_are_named_and_the_rest_goes_on(tree, capsys):
     data = datasets.load(str(tree))
     assert len(data) == 100 + len(odd)
     assert {path.split("/")[-1] for path, _ in data.unreadable} == {*bad, "bomb.png"}
+    for row, path in zip(data.rows, data.paths, strict=True):  # none took another's place
+        assert (data.pixels[row] == cache.decode_file(path, str(tree / path))[2].transpose(2, 0, 1)).all()
     datasets.banner(data)
     said = capsys.readouterr().out
     assert "unreadable: test/REAL/empty.jpg: empty file" in said
@@ -337,7 +339,7 @@ def small_cifake(tree, tmp_path, monkeypatch):
     library = tmp_path / "library"
     library.mkdir()
     monkeypatch.setenv("TELL_LIBRARY", str(library))
-    entries = sorted(entry[:2] for entries, _ in cache.decode_all(tree) for entry in entries)
+    entries = sorted(entry[:2] for entries in cache.decode_all(tree) for entry in entries)
     with lzma.open(library / "cifake_manifest.txt.xz", "wt") as file:
         file.write("".join(f"{name} {digest.hex()[:8]}\n" for name, digest in entries))
     monkeypatch.setattr(datasets, "CIFAKE_FINGERPRINT", cache.fingerprint_of(entries))
