@@ -19,7 +19,6 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import joblib
 import numpy as np
 import torch
 
@@ -235,6 +234,7 @@ def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: di
 
 def run_seeds(args) -> list[dict]:
     """args.seeds runs, as many at once as there are cores, each with one thread of its own."""
+    import joblib  # a fifth of a second, so only where it is needed
     workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
     settings = {key: value for key, value in os.environ.items() if key.startswith("TELL_")}
     jobs = (joblib.delayed(run_one_seed)(args, seed, settings, os.getpid())
