@@ -2,7 +2,7 @@
 
     python code/train.py -ep 10 -mf base_model                   the course project's network
     python code/train.py -ep 10 -mf attn_model --attn            with style-based attention
-    python code/train.py -ep 10 -mf base_model --seeds 10        ten runs, one a core, mean and deviation
+    python code/train.py -ep 10 -mf base_model --seeds 10        ten runs, one a core; seeds-NAME.csv
     python code/train.py -ep 10 -mf base_model --resume          go on where a killed run stopped
     python code/train.py --model Compact -mf compact_model       our own network for 32 pixels
     python code/train.py --model Wide --heads fake object -mf wide         its wider form, our strongest
