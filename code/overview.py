@@ -19,7 +19,7 @@ from figures import LINE, STYLE
 from files import Parser, TellError, command_line, folder, read_csv, save_result
 from genimage import GENERATORS
 
-RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "dual")
+RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "wide", "dual")
 MEANS = ("roc_auc", "object_accuracy")
 # (name, accuracy on the official test half, parameters or None where none are stated)
 PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None),  # IEEE Access 2024
@@ -56,6 +56,16 @@ def row_of(name: str) -> dict:
             "accuracy": accuracy.mean(), "sd": accuracy.std(ddof=1) if len(runs) > 1 else float("nan"),
             "lowest": accuracy.min(), "highest": accuracy.max(), "n": int(column(runs, "n")[0]), **means,
             "seconds": float(np.mean([seconds_of(run) for run in runs]))}
+
+
+def of_seeds(name: str) -> list[dict]:
+    """A row for each seed of a recipe: its accuracy, without the twins of leaks.py too, and on the object."""
+    alone = {row["model"]: float(row["accuracy_without"])
+             for row in read_csv(folder("results") / "without-twins.csv")}
+    runs = runs_of(name)
+    return [{"recipe": name, "run": run, "accuracy": accuracy, "without twins": alone.get(run, float("nan")),
+             "object class": known} for run, accuracy, known in
+            zip(runs, column(runs, "accuracy"), column(runs, "object_accuracy"), strict=True)]
 
 
 def table(names: list[str]) -> list[dict]:

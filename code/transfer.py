@@ -169,10 +169,9 @@ def plot_groups(rows: list[dict], data: ImageSet, version: str, level: str = "gr
             plot_rates(ax, {row["name"]: row for row in chosen if row["model"] == model}, names, colour)
             whole = next(row for row in rows if (row["model"], row["version"], row["level"])
                          == (model, version, "all"))
-            ax.axvline(whole["false_alarm"], color=colour, ls="--", lw=1,
-                       label=f"all {whole['false_alarm']:.1%}")
-            ax.set(title=model, xlabel="called FAKE (fraction)", xlim=(0, 1))
-            ax.legend(loc="lower right", fontsize=8)
+            ax.axvline(whole["false_alarm"], color=colour, ls="--", lw=1)
+            ax.set(xlabel="called FAKE (fraction)", xlim=(0, 1))
+            ax.set_title(f"{model}\nall {whole['false_alarm']:.1%}", fontsize=10)
         axes[0, 0].set_yticks(range(len(names)), [f"{name} ({sizes[name]})" for name in names], fontsize=8)
         figure.suptitle(f"{title(data)}; {version}", fontsize=10)
     return figure

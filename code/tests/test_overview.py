@@ -23,6 +23,17 @@ def test_seeds_are_preferred_to_the_single_run_and_sorted():
     assert overview.runs_of("net") == ["net-s0", "net-s1"]
 
 
+def test_the_seeds_of_a_recipe_with_and_without_twins():
+    for seed in (1, 0):
+        scored(f"net-s{seed}", 0.9 + seed / 100)
+    write_csv(folder("results") / "without-twins.csv", [{"model": "net-s1", "accuracy_without": 0.88}])
+    rows = overview.of_seeds("net")
+    assert [(row["run"], row["accuracy"]) for row in rows] == [("net-s0", 0.9), ("net-s1", 0.91)]
+    assert np.isnan(rows[0]["without twins"])
+    assert rows[1]["without twins"] == 0.88
+    assert np.isnan(rows[1]["object class"])
+
+
 def test_a_recipe_without_scores_is_named():
     with pytest.raises(TellError, match="none_such: no scores.*test.py -mf none_such"):
         overview.row_of("none_such")
