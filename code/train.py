@@ -11,6 +11,7 @@
     python code/train.py --model ResNet18 --heads fake object -mf dual     verdict and object class at once
     python code/train.py --model efficientnet_b0 --from-scratch --size 64 -mf effnet     any network of timm
     python code/train.py --from effnet --data FOLDER -mf tuned   fine-tune on real/ and fake/ pictures
+    python code/train.py --from 'wide-s{seed}' --recipe strong -ep 12 -lr 0.2 -mf wide28 --seeds 5     longer
     torchrun --nproc_per_node 8 code/train.py --model Compact -mf compact_model          eight GPUs
 
 Measured on CIFAKE's 90,000 training pictures: paper/results/ (accuracy) and bench.csv (time).
@@ -63,7 +64,7 @@ def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
     """Train once as `args` say; save under `name` unless it is None. Returns what was reached."""
     recipe, device = recipe_of(args), open_device(args.device, recipe_of(args).precision)
     torch.manual_seed(seed)
-    network, made_by = network_of(args)
+    network, made_by = network_of(args, seed)
     facts = made_by | asdict(recipe) | {
         "group": args.group, "leave_out": args.leave_out, "smoke": args.smoke, "seed": seed,
         "data": data["train"].fingerprint,
@@ -105,10 +106,11 @@ def recipe_of(args) -> Recipe:
     return replace(named, **{key: value for key, value in given.items() if value is not None})
 
 
-def network_of(args) -> tuple[torch.nn.Module, dict]:
+def network_of(args, seed: int) -> tuple[torch.nn.Module, dict]:
     """A new network, or the one of --from; and what makes it again."""
-    if args.start:
-        network, content = checkpoints.load(args.start)
+    start_name = args.start and args.start.replace("{seed}", str(seed))
+    if start_name:
+        network, content = checkpoints.load(start_name)
         made_by = {key: content[key] for key in ("architecture", "arguments")}
         if args.size and hasattr(network, "size"):
             network.size = made_by["arguments"]["size"] = args.size
@@ -117,7 +119,7 @@ def network_of(args) -> tuple[torch.nn.Module, dict]:
         start = {} if args.model in NETWORKS else {"weights": None if args.from_scratch else args.weights}
         network = build(made_by["architecture"], **made_by["arguments"], **start)
     freeze(network, args.freeze)
-    return network, made_by | {"start": args.start, "freeze": args.freeze}
+    return network, made_by | {"start": start_name, "freeze": args.freeze}
 
 
 def architecture_of(args) -> tuple[str, dict]:
@@ -257,7 +259,7 @@ def run_one_seed(args, seed: int, settings: dict[str, str], starter: int) -> dic
             raise SystemExit("the run of several seeds was killed")  # else this process would go on alone
         print(f"seed {seed}: {line}", flush=True)
 
-    return run(args, parts_of(open_data(args, network_of(args)[0]), args.smoke), seed, name, say)
+    return run(args, parts_of(open_data(args, network_of(args, seed)[0]), args.smoke), seed, name, say)
 
 
 def print_seeds(results: list[dict]) -> None:
@@ -284,7 +286,8 @@ def parser() -> Parser:
     add("--recipe", choices=list(RECIPES), help="course for CIFAKE_CNN, finetune with --from, else strong")
     add("-lr", type=number_between(1e-8, 10), help="learning rate (0.001; strong: 0.4 at its peak)")
     add("--momentum", type=number_between(0, 0.9999), help="momentum of SGD (0.9)")
-    add("--from", dest="start", metavar="NAME", help="go on from the weights of this checkpoint")
+    add("--from", dest="start", metavar="NAME",
+        help="go on from the weights of this checkpoint; {seed} in NAME stands for the seed")
     add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
     add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
     add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
@@ -335,7 +338,7 @@ def warn_about_saving(args) -> None:
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
     check(args)
-    network, made_by = network_of(args)
+    network, made_by = network_of(args, args.seed)
     data = open_data(args, network)
     banner(data)
     print(", ".join(f"{key} {count:,}" for key, count in describe(data).items()))

@@ -185,6 +185,17 @@ def test_several_seeds(easy, capsys):
     assert stamps == {seed: checkpoints.path_of(f"many-s{seed}").stat().st_mtime_ns for seed in (4, 5, 6)}
 
 
+def test_each_seed_goes_on_from_its_own_checkpoint(easy):
+    train.main(["-ep", "1", "-mf", "first", "--data", str(easy), "--seeds", "2"])
+    train.main(["--from", "first-s{seed}", "-ep", "1", "-lr", "1e-8", "-mf", "second", "--data", str(easy),
+                "--seeds", "2"])
+    for seed in (0, 1):
+        before, after = (checkpoints.load(f"{name}-s{seed}") for name in ("first", "second"))
+        assert after[1]["recipe"]["start"] == f"first-s{seed}"
+        for own, other in zip(before[0].parameters(), after[0].parameters(), strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+
+
 def test_one_seed_goes_on_when_the_shell_it_was_started_from_ends(easy, monkeypatch):
     parents = iter([4242, *[1] * 1000])
     monkeypatch.setattr(train.os, "getppid", lambda: next(parents))
