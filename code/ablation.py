@@ -34,30 +34,35 @@ def no_mirror(network: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """One change: of the recipe, of the network's arguments, or of the network once built."""
+    """One change: of the recipe, of the network's arguments, or of the network once built.
+
+    idea: what became of the idea tested, that is of what this run lacks or of what it adds.
+    """
     what: str
+    idea: str
     recipe: dict = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
     change: Callable[[nn.Module], None] = lambda network: None
 
 
 VARIANTS = {
-    "base": Variant("the strong recipe as it is, verdict and object class"),
-    "one-head": Variant("the verdict alone", arguments={"objects": 0}),
-    "object-1": Variant("the object class weighs as much as the verdict", {"object_weight": 1.0}),
-    "learned-first": Variant("first layer learned, not whitened", change=learned_first_layer),
-    "no-mirror": Variant("scored without the mirror image", change=no_mirror),
-    "no-flip": Variant("no mirrored pictures in training", {"augment": ("shift",)}),
-    "no-shift": Variant("no shifted pictures in training", {"augment": ("flip",)}),
-    "no-smoothing": Variant("labels 0 and 1, not 0.05 and 0.95", {"label_smoothing": 0.0}),
-    "no-average": Variant("the last weights, not their running mean", {"average": 0}),
-    "constant": Variant("constant learning rate of 0.1", {"schedule": "constant", "lr": 0.1}),
-    "no-decay": Variant("no weight decay", {"weight_decay": 0.0}),
-    "small-batch": Variant("batches of 128, learning rate 0.2", {"batch_size": 128, "lr": 0.2}),
-    "fp32": Variant("float32, not bfloat16", {"precision": "fp32"}),
-    "narrow": Variant("half the width", arguments={"width": 24}),
-    "wide": Variant("a last stage of twice the width, with a residual block", arguments={"wide": True}),
-    "deep": Variant("two residual blocks a stage, not one", arguments={"blocks": 2}),
+    "base": Variant("the strong recipe as it is, verdict and object class", ""),
+    "one-head": Variant("the verdict alone", "kept", arguments={"objects": 0}),
+    "object-1": Variant("the object class weighs as much as the verdict", "dropped", {"object_weight": 1.0}),
+    "learned-first": Variant("first layer learned, not whitened", "kept", change=learned_first_layer),
+    "no-flip": Variant("no mirrored pictures in training", "kept", {"augment": ("shift",)}),
+    "no-shift": Variant("no shifted pictures in training", "kept", {"augment": ("flip",)}),
+    "no-smoothing": Variant("labels 0 and 1, not 0.05 and 0.95", "kept", {"label_smoothing": 0.0}),
+    "no-average": Variant("the last weights, not their running mean", "kept", {"average": 0}),
+    "constant": Variant("constant learning rate of 0.1", "dropped", {"schedule": "constant", "lr": 0.1}),
+    "no-decay": Variant("no weight decay", "kept", {"weight_decay": 0.0}),
+    "small-batch": Variant("batches of 128, learning rate 0.2", "dropped", {"batch_size": 128, "lr": 0.2}),
+    "narrow": Variant("half the width", "dropped", arguments={"width": 24}),
+    "wide": Variant("a last stage of twice the width, with a residual block", "kept: Wide",
+                    arguments={"wide": True}),
+    "deep": Variant("two residual blocks a stage, not one", "dropped", arguments={"blocks": 2}),
+    "no-mirror": Variant("scored without the mirror image", "kept", change=no_mirror),
+    "fp32": Variant("float32, not bfloat16", "dropped", {"precision": "fp32"}),
 }
 
 
