@@ -1,6 +1,6 @@
 """The web page: a picture in, its verdict out, with maps, under JPEG and scaling; many pictures; a quiz.
 
-    python code/app.py                      http://127.0.0.1:7860 with the best network that is there
+    python code/app.py                      http://127.0.0.1:7860 with the network that infer.py takes, too
     python code/app.py -mf NAME --port 8000
 
 Gradio draws the page. Pictures do not pass through its events, which keep what users send (in files, in the
@@ -25,12 +25,10 @@ import page
 import quiz
 from classes import parameters, pick_device
 from decode import DecodeError, decode
-from explain import METHODS
 from files import Parser, TellError, command_line, folder, read_csv, shown, whole_number
-from infer import judge
+from infer import METHODS, PREFERRED, judge, preferred
 from sources import files_of
 
-PREFERRED = ("compact", "base_model")
 HOSTS = ("127.0.0.1", "localhost")
 MAX_BYTES = 20_000_000   # of a request
 MAX_PIXELS = 40_000_000  # of a picture
@@ -55,18 +53,21 @@ class Examiner:
         self.name = checkpoints.model_name(name)
         self.network, self.facts = checkpoints.load(name, pick_device(device))
         self.lock, self.places = threading.Lock(), threading.BoundedSemaphore(WAITING)
-        self.examples = [self.example(path, decode(data)[0])
-                         for path, data in files_of(library() / "examples.zip")]
-        self.elsewhere = page.elsewhere(self.results(f"tiles-{self.name}-*.csv"))
+        found = [(path, data) for path, data in files_of(library() / "examples.zip", path_of_picture)]
+        self.examples = [decode(data)[0] for path, data in found if path.startswith("examples/")]
+        self.questions = [self.question(path, data) for path, data in found if path.startswith("quiz/")]
+        self.elsewhere = page.elsewhere(
+            self.results(f"tiles-{self.name}-*.csv") or self.results("agiri-wild.csv"))
         self.card = page.card(self.name, self.facts, parameters(self.network),
                               self.results(f"metrics-{self.name}-cifake-test.csv"), self.elsewhere)
 
-    def example(self, path: str, pixels: np.ndarray) -> dict:
+    def question(self, path: str, data: bytes) -> dict:
         """A picture of the quiz, with what the machine says of it."""
+        pixels = decode(data)[0]
         said = judge(self.network, self.facts, [pixels])[0]["verdict"]
         return {"path": path, "label": int(path.split("/")[1] == "FAKE"),
                 "picture": page.shown_picture(pixels), "machine": {"FAKE": 1, "REAL": 0}.get(said),
-                "heat": page.heat_map(self.network, pixels, "grad-cam")}
+                "heat": page.heat_map(self.network, pixels, METHODS[0])}
 
     def results(self, pattern: str) -> list[dict[str, str]]:
         """The rows on this network in the files of paper/results that fit, none where there are none."""
@@ -87,7 +88,7 @@ class Examiner:
     def verdict(self, data: bytes) -> dict:
         """The row of infer.judge for a picture's bytes."""
         with self.turn():
-            return judge(self.network, self.facts, [opened(data)[0]])[0]
+            return judge(self.network, self.facts, [opened(data)[0]], files=[data])[0]
 
     def examine(self, data: bytes, method: str) -> dict:
         """{"html": ..., "record": ...} of a picture's bytes: everything that the page shows of it."""
@@ -95,7 +96,7 @@ class Examiner:
             raise TellError(f"no map is called {method[:30]!r}; there are {', '.join(METHODS)}")
         with self.turn():
             pixels, note = opened(data)
-            row = judge(self.network, self.facts, [pixels])[0]
+            row = judge(self.network, self.facts, [pixels], files=[data])[0]
             heat = page.heat_map(self.network, pixels, method)
             changed = page.under(self.network, self.facts, pixels)
         html = {"look": page.look_html(pixels, heat, method),
@@ -107,12 +108,16 @@ class Examiner:
 
     def quiz(self, n: int) -> list[dict]:
         """n questions: pictures, maps, and the row of each answer, to be completed by the page."""
-        labels = np.array([one["label"] for one in self.examples])
-        return [question(self.examples[i], explained)
+        labels = np.array([one["label"] for one in self.questions])
+        return [posed(self.questions[i], explained)
                 for i, explained in quiz.questions(labels, n, int.from_bytes(os.urandom(4)))]
 
 
-def question(one: dict, explained: bool) -> dict:
+def path_of_picture(parts: tuple[str, ...]) -> str | None:
+    return "/".join(parts) if parts[-1].endswith(".jpg") else None
+
+
+def posed(one: dict, explained: bool) -> dict:
     row = quiz.answer_row("", one["path"], one["label"], explained, "", one["machine"], heat=one["heat"])
     return {"picture": one["picture"], "row": row,
             "map": page.data_address(page.coloured(one["heat"]), "PNG") if explained else None}
@@ -199,7 +204,7 @@ def serve(examiner: Examiner):
     api = FastAPI(openapi_url=None)
 
     @api.post("/examine")
-    async def examine(request: Request, method: str = "grad-cam"):
+    async def examine(request: Request, method: str = METHODS[0]):
         return await run_in_threadpool(examiner.examine, await body_of(request), method)
 
     @api.post("/verdict")
@@ -238,13 +243,13 @@ def layout(examiner: Examiner):
     template = (library() / "page.html").read_text()
     part = dict(re.findall(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", template, re.S))
     thumbs = "".join(f'<button class="tell-example" title="an example"><img alt="example {i + 1}" src="'
-                     f'{one["picture"]}"></button>' for i, one in enumerate(examiner.examples[::5]))
+                     f'{page.shown_picture(pixels)}"></button>' for i, pixels in enumerate(examiner.examples))
     with gr.Blocks(title="Tell", analytics_enabled=False) as blocks:
         html(part["head"])
         with gr.Tabs():
             with gr.Tab("Picture"):
                 html(part["one"].replace("@examples", thumbs))
-                gr.Radio(list(METHODS), value="grad-cam", label="Map", elem_id="tell-method",
+                gr.Radio(list(METHODS), value=METHODS[0], label="Map", elem_id="tell-method",
                          interactive=True)
                 html(part["result"])
             with gr.Tab("Batch"):
@@ -258,11 +263,6 @@ def layout(examiner: Examiner):
 
 
 # --- command line ------------------------------------------------------------------------------
-
-def preferred() -> str:
-    """The best network that is there."""
-    return next((name for name in PREFERRED if checkpoints.path_of(name).exists()), PREFERRED[-1])
-
 
 def listening(port: int) -> socket.socket:
     """A socket of this computer only; TellError where the port is taken."""

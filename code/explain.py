@@ -5,7 +5,8 @@
 
 Every method is `method(network, pixels) -> map`: pixels uint8 (3, h, w) or (n, 3, h, w), map float32 (h, w)
 or (n, h, w), positive towards FAKE. What the maps have in common: lime_shap.py, which has LIME and SHAP. How
-far they can be believed: faithful.py.
+far they can be believed: faithful.py. Pictures of another size are squashed to the network's 32 pixels
+here, or their centre taken where it knows larger ones; infer.py and the web page let tiles vote.
 """
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from datasets import SPLITS, ImageSet, banner, load
 from decode import DecodeError, decode, resize
 from figures import FAKE, REAL, STYLE
 from files import Parser, TellError, atomic, command_line, folder, shown, user_path, whole_number
+from infer import said_of
 from lime_shap import (
     GRID,
     batch_size,
@@ -37,7 +39,6 @@ from lime_shap import (
     score_all,
     shap,
 )
-from scoring import sigmoid
 
 SMALLEST = 7  # side of the smallest map that Grad-CAM is taken from
 STEPS = 32    # of the path of integrated gradients
@@ -258,11 +259,13 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
-    network, _ = checkpoints.load(args.mf, pick_device(args.device))
+    network, facts = checkpoints.load(args.mf, pick_device(args.device))
     pictures, names = from_files(args.input, network) if args.input else from_set(args, network)
     maps = {name: method(network, pictures) for name, method in METHODS.items()}
-    scores = sigmoid(score_all(network, normalised(network, pictures)))
-    captions = [f"{name}, P(fake) {score:.3f}" for name, score in zip(names, scores, strict=True)]
+    logits = score_all(network, normalised(network, pictures))
+    verdicts, scores, _ = said_of(logits, facts["threshold"], facts.get("calibration"))
+    captions = [f"{name}\n{verdict}, P(fake) {score:.3f}"
+                for name, verdict, score in zip(names, verdicts, scores, strict=True)]
     default = folder("figures") / f"explain-{checkpoints.model_name(args.mf)}.png"
     path = user_path(args.output) if args.output else default
     figure = plot_maps(pictures, captions, maps)

@@ -32,6 +32,7 @@ from torch import nn
 from tqdm import tqdm
 
 import checkpoints
+from cache import SIZE
 from calibration import calibrated, verdicts
 from classes import pick_device
 from decode import DecodeError, decode
@@ -50,15 +51,19 @@ SKETCHED = 25  # files at a time where each has a picture to draw on
 FETCHERS = 8   # URLs at once, in each worker
 HEAVY = 70     # JPEG quality; 70 costs base_model 1 point of accuracy, 60 costs 6 (2,000 of CIFAKE)
 GREY_SUM = 3688  # of libjpeg's luminance table at quality 50
+CIFAKE_QUALITY = 75
 BLANK = "every tile is flat"
+METHODS = ("integrated gradients", "grad-cam", "lime", "shap", "occlusion")  # explain.py's, best first
+PREFERRED = ("compact", "base_model")
 
 
 # --- pictures -> verdicts ----------------------------------------------------------------------
 
 def judge(network: nn.Module, facts: dict, pictures: list[np.ndarray], names: list[str] | None = None,
-          way: str | None = None) -> list[dict]:
+          way: str | None = None, files: list[bytes] | None = None) -> list[dict]:
     """Verdicts on pictures, RGB uint8 (h, w, 3) of any sizes; network, facts as checkpoints.load gives them.
 
+    files: the pictures' files where they come from such, to warn of how they were saved.
     way: how a picture of another size than the network's is seen, one of tiles.WAYS (the network's own:
     tiles.own_way). A dictionary each, after "path" where there are names:
       verdict      "FAKE", "REAL" or "cannot tell" (calibration.verdicts); without calibration never the
@@ -74,7 +79,7 @@ def judge(network: nn.Module, facts: dict, pictures: list[np.ndarray], names: li
       warnings     list of str, why the verdict may be worth less
     """
     eye = Eye.of(network, facts, way)
-    looks = [eye.look(picture) for picture in pictures]
+    looks = [eye.look(*one) for one in zip(pictures, files or [b""] * len(pictures), strict=True)]
     if not looks:
         return []
     pixels = np.concatenate([seen.pixels for seen, _ in looks])
@@ -88,27 +93,40 @@ class Eye:
     size: int
     way: str
     limit: int
-    trained_on: str  # its data, where it knows pictures of its own size only
+    trained_on: str  # its data, where it knows pictures of 32 pixels only
     calibrated: bool
 
     @classmethod
     def of(cls, network: nn.Module, facts: dict, way: str | None = None, limit: int = LIMIT) -> "Eye":
-        trained_on = "" if hasattr(network, "size") else facts["data"]
-        return cls(size_of(network), way or own_way(network), limit, trained_on, "calibration" in facts)
+        small = not hasattr(network, "size") or facts["data"] in ("cifake", "sample")
+        return cls(size_of(network), way or own_way(network), limit, facts["data"] if small else "",
+                   "calibration" in facts)
 
-    def look(self, picture: np.ndarray) -> tuple[Seen, dict]:
+    def look(self, picture: np.ndarray, file: bytes = b"") -> tuple[Seen, dict]:
         """What the network gets of a picture, and the part of its row that is known without the network."""
         seen = see(picture, self.size, self.way, self.limit)
+        warnings = [*self.of_training(seen, file), *self.of_view(seen)]
         return seen, {"width": seen.width, "height": seen.height, "treatment": seen.treatment,
-                      "views": len(seen.pixels), "warnings": list(self.warnings(seen))}
+                      "views": len(seen.pixels), "warnings": warnings}
 
-    def warnings(self, seen: Seen) -> Iterator[str]:
+    def of_training(self, seen: Seen, file: bytes) -> Iterator[str]:
+        """What sets a picture and its file (empty: unknown) apart from those that the network learnt from."""
         if not self.calibrated:
             yield "not calibrated"
+        if self.trained_on == "sample":
+            yield "trained on the built-in sample: for smoke runs, not for conclusions"
+        quality = jpeg_quality(file)
+        if self.trained_on and (seen.height, seen.width) != (SIZE, SIZE):
+            yield f"trained on pictures of {SIZE}x{SIZE} pixels only ({self.trained_on})"
+        elif self.trained_on == "cifake" and file and abs((quality or 0) - CIFAKE_QUALITY) > 10:
+            yield f"trained on JPEG files of quality {CIFAKE_QUALITY} only (cifake)"
+        if quality is not None and quality < HEAVY:
+            yield f"heavily compressed: JPEG quality {quality:.0f}"
+
+    def of_view(self, seen: Seen) -> Iterator[str]:
+        """What the network does not get to see of a picture."""
         if seen.treatment == "whole":
             return
-        if self.trained_on:
-            yield f"trained on pictures of {self.size}x{self.size} pixels only ({self.trained_on})"
         if min(seen.height, seen.width) < self.size:
             yield f"small: below the {self.size}x{self.size} pixels that the network takes"
         if seen.blank:
@@ -189,10 +207,7 @@ class Reader:
             picture, note = decode(data)
         except (DecodeError, OSError, ValueError, HTTPException) as error:
             return path | {"error": reason(error)}, None, None
-        seen, row = self.eye.look(picture)
-        quality = jpeg_quality(data)
-        if quality is not None and quality < HEAVY:
-            row["warnings"].append(f"heavily compressed: JPEG quality {quality:.0f}")
+        seen, row = self.eye.look(picture, data)
         if note:
             row["treatment"] = f"{note}; {row['treatment']}"
         return path | row, seen.pixels, sketch(picture, seen.boxes) if self.sketching else None
@@ -205,6 +220,7 @@ class Run:
 
     def __init__(self, args):
         self.args, self.root = args, root_of(args.input)
+        args.mf = args.mf or preferred()
         self.output = output = user_path(args.output)
         if output.suffix not in WRITERS:
             raise TellError(f"--output {args.output}: ends in none of {', '.join(WRITERS)}")
@@ -224,7 +240,7 @@ class Run:
         model = hashlib.sha256(checkpoints.path_of(self.args.mf).read_bytes()).hexdigest()
         source = self.args.input if is_url(self.args.input) else str(user_path(self.args.input))
         return {"input": source, "files": self.total, "model": model, "way": self.args.way,
-                "tiles": self.args.tiles, "explain": str(self.maps or "")}
+                "tiles": self.args.tiles, "explain": f"{self.args.method}: {self.maps}" if self.maps else ""}
 
     def stream(self, rows: Rows) -> int:
         """Judge what is left, a portion at a time; returns how many files that were."""
@@ -252,8 +268,8 @@ class Run:
 
     def explain(self, portion: Portion, first: int) -> None:
         """A heat map of each picture, NUMBER-NAME.png, NUMBER being its row's, from 0."""
-        from explain import grad_cam  # seconds, with its packages
-        maps = grad_cam(self.network, portion.pixels.transpose(0, 3, 1, 2))
+        import explain  # seconds, with its packages
+        maps = explain.METHODS[self.args.method](self.network, portion.pixels.transpose(0, 3, 1, 2))
         at, drawn = 0, iter(portion.sketches)
         for number, row in enumerate(portion.rows, first):
             if "error" in row:
@@ -284,16 +300,22 @@ def report(run: Run, counts: Counter, judged: int, seconds: float) -> dict:
             "judged": judged, "output": str(run.output)}
 
 
+def preferred() -> str:
+    """The strongest network here of those whose limits were measured most widely."""
+    return next((name for name in PREFERRED if checkpoints.path_of(name).exists()), PREFERRED[-1])
+
+
 def parser() -> Parser:
     flags = Parser(description=__doc__)
     add = flags.add_argument
     add("--input", required=True, metavar="WHAT", help="a picture, a folder, a .txt of paths or URLs, a URL")
     add("--output", required=True, metavar="FILE", help="what to write: .csv, .json, .jsonl or .parquet")
-    add("-mf", "--modelfile", dest="mf", default="base_model", metavar="NAME", help="checkpoint (base_model)")
+    add("-mf", "--modelfile", dest="mf", metavar="NAME", help=f"checkpoint ({', else '.join(PREFERRED)})")
     add("--way", choices=list(WAYS), help="how to see pictures of another size than the network's (tiles for "
         "networks of 32 pixels, fit for others; tiles.py --help says what they are)")
     add("--tiles", type=whole_number(1, 100_000), default=LIMIT, metavar="N", help=f"at most ({LIMIT})")
-    add("--explain", metavar="FOLDER", help="write a heat map (Grad-CAM) of each picture there")
+    add("--explain", metavar="FOLDER", help="write a heat map of each picture there")
+    add("--method", choices=METHODS, default=METHODS[0], help=f"of the heat maps ({METHODS[0]})")
     flags.add_device()
     add("--workers", type=whole_number(0, 256), default=os.cpu_count(), metavar="N",
         help="processes that decode (one a core)")

@@ -17,6 +17,7 @@ from infer import judge
 from tiles import own_way, see, size_of
 
 EDGE = 640  # pixels, at most, of pictures and maps as shown
+UNMEASURED = "Nobody has measured how right this network is on pictures of natural size"
 KINDS = {"JPEG": "saved as JPEG, quality", "smaller": "made smaller and brought back, factor"}
 COLOURS = {"FAKE": FAKE, "REAL": REAL, "cannot tell": "#777777"}
 HEADLINES = {"FAKE": "Looks generated", "REAL": "Looks real", "cannot tell": "Cannot tell"}
@@ -133,7 +134,7 @@ def scale_bar(row: dict) -> str:
 def verdict_html(row: dict, calibrated: bool, note: str, elsewhere: str) -> str:
     """Verdict and what to think of it; note: of decode(); elsewhere: for pictures of another size only."""
     treated = f"{note}; {row['treatment']}" if note else row["treatment"]
-    doubt = f'<p class="tell-doubt">{escape(elsewhere)}.</p>' if elsewhere and treated != "whole" else ""
+    doubt = "" if treated == "whole" else f'<p class="tell-doubt">{escape(elsewhere or UNMEASURED)}.</p>'
     return (f'<h2 class="tell-verdict" style="--verdict:{COLOURS[row["verdict"]]}" data-verdict="'
             f'{row["verdict"]}">{HEADLINES[row["verdict"]]}</h2>{doubt}'
             f"<p>{in_words(row, calibrated)}</p>{scale_bar(row)}{warnings_list(row)}"
@@ -186,7 +187,7 @@ def card(name: str, facts: dict, parameters: int, tested: list[dict[str, str]],
         rows |= {"tested on": f"{row['data']}, {row['split']} half, n = {int(row['n']):,} ({row['date']})",
                  "accuracy": f"{accuracy}, 95 % interval {low} to {high}",
                  "recognises": f"{fakes} of the generated, {reals} of the real pictures"}
-    return rows | {"elsewhere": elsewhere or "not measured",
+    return rows | {"elsewhere": elsewhere or UNMEASURED,
                    "not for": "proof of anything, and pictures unlike those it was trained on: other "
                               "generators, sizes, edits. There it may be wrong however sure it sounds"}
 

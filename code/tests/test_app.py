@@ -27,7 +27,7 @@ import page
 import tiles
 from classes import build
 from files import TellError, read_csv
-from infer import judge
+from infer import PREFERRED, judge
 
 CALIBRATION = {"temperature": 1.0, "bias": 0.0, "n": 1000, "source": "made here", "alpha": 0.05,
                "real_bound": 0.03, "fake_bound": -0.03, "false_alarm_bounds": {0.01: 1.0, 0.05: 0.5}}
@@ -115,6 +115,24 @@ def test_a_network_without_measured_worth_elsewhere_does_not_claim_any():
     assert "coin" not in page.elsewhere([row | {"accuracy": "0.8", "accuracy_low": "0.75"}])
 
 
+@pytest.mark.parametrize("name", PREFERRED)
+def test_the_page_says_what_its_networks_are_worth_at_natural_size(name):
+    rows = [row for row in read_csv(CODE.parent / "paper/results/agiri-wild.csv") if row["model"] == name]
+    assert "of natural size this network was right on" in page.elsewhere(rows)
+
+
+def test_a_picture_of_another_size_gets_the_doubt_and_one_of_32_pixels_does_not(examiner):
+    large, small = (examiner.examine(encoded(Image.fromarray(picture(3, side)), "PNG"), "grad-cam")
+                    for side in (100, 32))
+    assert page.UNMEASURED in large["html"]["verdict"]
+    assert page.UNMEASURED not in small["html"]["verdict"]
+
+
+def test_the_quiz_and_the_examples_are_other_pictures(examiner):
+    labels = [one["label"] for one in examiner.questions]
+    assert (len(examiner.examples), len(labels), sum(labels)) == (8, 40, 20)
+
+
 def test_the_map_has_its_colours_where_its_values_are():
     heat = np.zeros((10, 10))
     heat[2, 3], heat[7, 1], heat[0, 0] = 1, -1, np.nan
@@ -149,8 +167,9 @@ def test_html_of_what_a_file_says_is_text():
 
 def test_the_page_and_the_command_line_give_one_verdict(examiner):
     pixels = picture(3, 100)
-    found = examiner.examine(encoded(Image.fromarray(pixels), "PNG"), "grad-cam")
-    row = judge(examiner.network, examiner.facts, [pixels])[0]
+    file = encoded(Image.fromarray(pixels), "PNG")
+    found = examiner.examine(file, "grad-cam")
+    row = judge(examiner.network, examiner.facts, [pixels], files=[file])[0]
     assert found["record"]["verdict"] == row
     assert f'data-verdict="{row["verdict"]}"' in found["html"]["verdict"]
     assert len(found["record"]["changed"]) == 12

@@ -28,6 +28,7 @@ import rows
 import scoring
 import test
 import tiles
+from decode import decode
 from files import TellError
 
 
@@ -146,6 +147,33 @@ def test_warnings_say_what_the_verdict_cannot_rest_on():
     assert infer.judge(network(), FACTS, []) == []
 
 
+def saved(quality: int, side: int = 32) -> bytes:
+    return encoded(Image.fromarray(noise(side, side)), "JPEG", quality=quality)
+
+
+@pytest.mark.parametrize(("made", "data", "file", "expected"), [
+    ("CIFAKE_CNN", "cifake", saved(75), None),
+    ("CIFAKE_CNN", "cifake", saved(80), None),
+    ("CIFAKE_CNN", "cifake", saved(95), "trained on JPEG files of quality 75"),
+    ("CIFAKE_CNN", "cifake", encoded(Image.fromarray(noise(32, 32)), "PNG"), "trained on JPEG files"),
+    ("CIFAKE_CNN", "a set", saved(95), None),
+    ("CIFAKE_CNN", "a set", saved(40), "heavily compressed: JPEG quality 40"),
+    ("CIFAKE_CNN", "sample", saved(75), "for smoke runs, not for conclusions"),
+    ("Natural", "cifake", saved(75, 64), "trained on pictures of 32x32 pixels only (cifake)"),
+    ("Natural", "a set", saved(75, 64), None)])
+def test_each_warning_is_in_the_row_of_its_file_and_in_no_other(made, data, file, expected, tmp_path):
+    rule = {"temperature": 1, "bias": 0, "real_bound": 0, "fake_bound": 0}
+    facts = FACTS | {"data": data, "calibration": rule}
+    (tmp_path / "in.jpg").write_bytes(file)
+    eye = infer.Eye.of(network(made), facts)
+    row, _, _ = infer.Reader(str(tmp_path), eye, False).one("in.jpg")
+    picture, _ = decode(file)
+    judged_row, = infer.judge(network(made), facts, [picture], files=[file])
+    assert judged_row["warnings"] == row["warnings"]  # the page gives the same
+    assert len(row["warnings"]) == (expected is not None)
+    assert expected is None or expected in row["warnings"][0]
+
+
 @pytest.mark.parametrize("quality", [20, 35, 50, 69, 75, 90, 100])
 def test_jpeg_quality_is_the_one_it_was_saved_with(quality):
     more = {"exif": b"Exif\0\0MM\0*" * 9}
@@ -210,17 +238,30 @@ def test_output_and_maps_inside_the_input_are_not_judged(model, zoo, tmp_path):
     assert Image.open(next(path for path in maps if "a_plain" in path.name)).size == (512, 512)
 
 
-def test_heat_maps_are_grad_cams_of_the_pictures_as_judged(model, tmp_path):
+@pytest.mark.parametrize(("flags", "method"), [
+    ((), explain.integrated_gradients), (("--method", "grad-cam"), explain.grad_cam)])
+def test_heat_maps_are_of_the_pictures_as_judged(model, tmp_path, flags, method):
     (tmp_path / "in").mkdir()
     pictures = [noise(32, 32, seed) for seed in range(3)]
     for i, picture in enumerate(pictures):
         (tmp_path / "in" / f"{i}.png").write_bytes(encoded(Image.fromarray(picture), "PNG"))
-    judged(tmp_path / "in", tmp_path / "v.json", "--explain", str(tmp_path / "maps"))
+    judged(tmp_path / "in", tmp_path / "v.json", "--explain", str(tmp_path / "maps"), *flags)
     drawn = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "maps").iterdir())]
     for picture, found in zip(pictures, drawn, strict=True):
-        heat = explain.grad_cam(network(), picture.transpose(2, 0, 1))
+        heat = method(network(), picture.transpose(2, 0, 1))
         shown, boxes = tiles.sketch(picture, np.array([[0, 0, 32, 32]]))
         assert (found == np.asarray(tiles.overlay(shown, boxes, heat[None]))).all()
+
+
+def test_every_method_of_explain_is_offered():
+    assert set(infer.METHODS) == set(explain.METHODS)
+
+
+def test_without_a_name_the_best_network_here_judges(own_folders):
+    assert infer.preferred() == "base_model"
+    for name in infer.PREFERRED[::-1]:
+        checkpoints.write(checkpoints.path_of(name), checkpoints.pack(network(), "CIFAKE_CNN", {}, **FACTS))
+        assert infer.preferred() == name
 
 
 # --- URLs --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
   const LIMIT = 20e6; // bytes, as in app.py
   const CELLS = 8; // along an edge, as in quiz.py
   const $ = (id) => document.getElementById(id);
-  const ask = { picture: null, method: "grad-cam", number: 0 };
+  const ask = { picture: null, method: "integrated gradients", number: 0 };
 
   async function post(address, body) {
     if (body?.size > LIMIT) throw new Error(`larger than ${LIMIT / 1e6} MB; make it smaller, or use code/infer.py`);
