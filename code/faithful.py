@@ -44,7 +44,8 @@ MEASURES = {"deletion": "area under the verdict's logit while cells take the mea
             "shift": "rank correlation with the map of the picture moved by one pixel; 1 is stable",
             "randomised": "rank correlation of the sizes with those for shuffled weights; 0 is good",
             "agreement": "mean rank correlation with the other methods of explain.py"}
-BEST = {"deletion": min, "insertion": max, "road": max, "shift": max, "randomised": min}
+BADNESS = {"deletion": np.positive, "insertion": np.negative, "road": np.negative, "shift": np.negative,
+           "randomised": np.abs}  # the lower, the better the map
 
 
 # --- baselines ---------------------------------------------------------------------------------
@@ -209,15 +210,15 @@ def wide(found: DataFrame) -> DataFrame:
 
 
 def ranking(found: DataFrame) -> DataFrame:
-    """Of the written table, by measure of BEST: the best method, and where Grad-CAM and the blob stand."""
+    """Of the written table, by measure of BADNESS: the best method, and where Grad-CAM and the blob stand."""
     rows = []
-    for measure, best in BEST.items():
+    for measure, badness in BADNESS.items():
         means = found[found.measure == measure].set_index("method")["mean"]
         own = means.drop(list(BASELINES))
-        first = own[own == best(own)].index[0]
+        first = badness(own).idxmin()
         rows.append({"measure": measure, "best method": first, "best": own[first],
                      "grad-cam": own["grad-cam"], "blob in the middle": means["centre"],
-                     "grad-cam is number": int(own.rank(ascending=best is min)["grad-cam"]), "of": len(own)})
+                     "grad-cam is number": int(badness(own).rank()["grad-cam"]), "of": len(own)})
     return DataFrame(rows).set_index("measure")
 
 

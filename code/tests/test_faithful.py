@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tree
+from pandas import DataFrame
 from scipy.stats import spearmanr
 from test_explain import Linear, checkpoint, compact, some  # noqa: F401 (a fixture)
 
@@ -160,6 +161,14 @@ def test_the_command_line_writes_both_tables(checkpoint, tmp_path):  # noqa: F81
     kinds = {row["kind"] for row in read_csv(folder("results") / "planted-one-set.csv")}
     assert kinds == {"fake in real", "real in fake", "real in real, taken for fake",
                      "real in real, unnoticed"}
+
+
+def test_the_sanity_check_is_best_near_zero_on_either_side():
+    means = dict.fromkeys(faithful.ALL, 0.5) | {"grad-cam": -0.24, "lime": 0.02, "centre": 1.0}
+    found = DataFrame([{"method": method, "measure": measure, "mean": value}
+                       for measure in faithful.BADNESS for method, value in means.items()])
+    row = faithful.ranking(found).loc["randomised"]
+    assert (row["best method"], row["best"], row["grad-cam is number"]) == ("lime", 0.02, 2)
 
 
 def test_too_few_pictures_for_a_control_is_one_line(checkpoint, tmp_path):  # noqa: F811
