@@ -19,7 +19,8 @@ from figures import LINE, STYLE
 from files import Parser, TellError, command_line, folder, read_csv, save_result
 from genimage import GENERATORS
 
-RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "wide", "dual")
+RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "wide", "dual",
+           "wide28")
 MEANS = ("roc_auc", "object_accuracy")
 # (name, accuracy on the official test half, parameters or None where none are stated)
 PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None),  # IEEE Access 2024
@@ -46,6 +47,13 @@ def seconds_of(run: str) -> float:
     return sum(float(row["seconds"]) for row in read_csv(path)) if path.exists() else float("nan")
 
 
+def seconds_with_start(name: str) -> float:
+    """Mean seconds of a recipe's runs, and of those that they went on from."""
+    own = float(np.mean([seconds_of(run) for run in runs_of(name)]))
+    start = checkpoints.load(name)[1].get("recipe", {}).get("start")
+    return own + (seconds_with_start(re.sub(r"-s\d+$", "", start)) if start else 0.0)
+
+
 def row_of(name: str) -> dict:
     """One recipe: mean, deviation and range of its seeds on the same 20,000 pictures."""
     runs = runs_of(name)
@@ -55,7 +63,7 @@ def row_of(name: str) -> dict:
     return {"model": name, "parameters": parameters(checkpoints.load(name)[0]), "seeds": len(runs),
             "accuracy": accuracy.mean(), "sd": accuracy.std(ddof=1) if len(runs) > 1 else float("nan"),
             "lowest": accuracy.min(), "highest": accuracy.max(), "n": int(column(runs, "n")[0]), **means,
-            "seconds": float(np.mean([seconds_of(run) for run in runs]))}
+            "seconds": seconds_with_start(name)}
 
 
 def of_seeds(name: str) -> list[dict]:

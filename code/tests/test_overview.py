@@ -52,6 +52,15 @@ def test_mean_deviation_and_seconds(monkeypatch):
     assert np.isnan(row["object_accuracy"])  # no such head
 
 
+def test_seconds_of_a_second_cycle_count_the_first(monkeypatch):
+    for seed, seconds in enumerate((10.0, 20.0)):
+        scored(f"long-s{seed}", 0.9, (seconds,))
+        scored(f"short-s{seed}", 0.8, (1.0, 2.0))
+    started = {"long": {"recipe": {"start": "short-s1"}}, "short": {"recipe": {"start": None}}}
+    monkeypatch.setattr(overview.checkpoints, "load", lambda name: (None, started[name]))
+    assert overview.seconds_with_start("long") == 15 + 3
+
+
 def test_generators_left_out_in_their_order():
     names = ("roc_auc", "balanced_accuracy")
     rates = {f"{name}{end}": 0.5 for name in names for end in ("", "_low", "_high")}
