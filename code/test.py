@@ -9,6 +9,9 @@
 Writes one row a picture to paper/results/scores-NAME-DATA-SPLIT.csv and one row of numbers to
 metrics-NAME-DATA-SPLIT.csv beside it (with -thr, --group, --leave-out: these in the name); where a
 manifest or sub-folders say where pictures are from, one row a source to sources-NAME-DATA-SPLIT.csv.
+
+A network of 32 pixels sees larger pictures squashed here; where they differ in size it is compared with
+letting tiles vote, as infer.py does (tiles-NAME-DATA.csv).
 """
 import glob
 from functools import cache
@@ -17,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import checkpoints
+import tiles
 from cache import OBJECTS
 from classes import fake_logit, pick_device
 from datasets import SPLITS, ImageSet, banner, load
 from files import Parser, TellError, atomic, command_line, folder, number_between, shown, write_csv
-from metadata import print_baseline, seen_from_outside
+from metadata import is_natural, print_baseline, seen_from_outside
 from scoring import head_accuracies, outputs, score, sigmoid
 from scoring import predict as predict  # offered here as well
 from trust import by_source, print_report, print_sources, report
@@ -45,6 +49,9 @@ def evaluate(name: str, args, device) -> dict:
         print_sources(by)
     print(f"checkpoint: {shown(checkpoints.path_of(name))}")
     write_results(f"{row['model']}-{part}", args.thr, row, by, data, output)
+    if isinstance(data, ImageSet) and is_natural(data) and 0 < data.labels.sum() < len(data):
+        from natural import open_pictures
+        tiles.report(name, open_pictures(args.data).split(args.split), tiles.LIMIT, device, args.split)
     return row
 
 

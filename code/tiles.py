@@ -27,7 +27,7 @@ from classes import fake_logit, pick_device
 from datasets import SPLITS, banner
 from decode import resize
 from files import Parser, command_line, folder, shown, whole_number, write_csv
-from scoring import BATCH_SIZE, roc_auc, sigmoid, views, wilson
+from scoring import BATCH_SIZE, choose_threshold, roc_auc, sigmoid, views, wilson
 
 LIMIT = 64   # tiles a picture
 FLAT = 12.0  # grey levels, standard deviation of green: 999 in 1,000 training pictures of CIFAKE have more
@@ -243,12 +243,13 @@ def resampled(labels: np.ndarray, ways: list[tuple[np.ndarray, float]], seed: in
 def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> list[dict]:
     """A row of numbers for each {way: (scores (n,), threshold)}; of several ways one for last minus first.
 
-    Intervals of 95 %: Wilson's for accuracy, the bootstrap's percentiles for everything else.
+    Intervals of 95 %: Wilson's for accuracy, the bootstrap's percentiles for everything else. *_oracle: at
+    the threshold that choose_threshold finds on these very pictures.
     """
     labels, n = labels.astype(bool), len(labels)
     draws = resampled(labels, list(found.values()))
     measured = [rates(labels, *one) for one in found.values()]
-    rows = [as_row(way, numbers, draws[:, i]) | {"threshold": found[way][1]}
+    rows = [as_row(way, numbers, draws[:, i]) | {"threshold": found[way][1]} | oracle(labels, found[way][0])
             for i, (way, numbers) in enumerate(zip(found, measured, strict=True))]
     for row in rows:
         row["accuracy_low"], row["accuracy_high"] = wilson(round(row["accuracy"] * n), n)
@@ -256,7 +257,13 @@ def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> lis
         return rows
     first, *_, last = found
     difference = as_row(f"{last} minus {first}", measured[-1] - measured[0], draws[:, -1] - draws[:, 0])
-    return [*rows, difference | {"threshold": ""}]
+    return [*rows, difference | dict.fromkeys(("threshold", *oracle(labels, found[first][0])), "")]
+
+
+def oracle(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    cut, _ = choose_threshold(labels, scores)
+    accuracy, balanced, _ = rates(labels, scores, cut).tolist()
+    return {"threshold_oracle": cut, "accuracy_oracle": accuracy, "balanced_accuracy_oracle": balanced}
 
 
 def as_row(way: str, numbers: np.ndarray, draws: np.ndarray) -> dict:
@@ -297,7 +304,24 @@ def compare(name: str, data, limit: int, device: torch.device) -> tuple[list[dic
 def print_row(row: dict) -> None:
     numbers = "   ".join(f"{row[key]:7.2%} [{row[f'{key}_low']:.2%}, {row[f'{key}_high']:.2%}]"
                          for key in ("accuracy", "balanced_accuracy", "roc_auc"))
-    print(f"{row['way']:<20} {numbers}")
+    best = "" if row["accuracy_oracle"] == "" else f"   oracle {row['accuracy_oracle']:.2%}"
+    print(f"{row['way']:<20} {numbers}{best}")
+
+
+def report(name: str, data, limit: int, device: torch.device, split: str) -> dict:
+    """Compare both ways on a natural.PictureSet, print and write the tables."""
+    rows, pictures = compare(name, data, limit, device)
+    stem = f"{rows[0]['model']}-{data.name}" + ("" if split == "test" else f"-{split}")
+    print(f"\n{rows[0]['model']} on {data.name}, n = {len(data):,}; majority baseline "
+          f"{rows[0]['majority']:.2%}\n{'':<20} accuracy, 95 %            balanced accuracy          ROC AUC")
+    for row in rows:
+        print_row(row)
+    paths = {"numbers": folder("results") / f"tiles-{stem}.csv",
+             "pictures": folder("results") / f"tiles-scores-{stem}.csv"}
+    for (what, path), content in zip(paths.items(), (rows, pictures), strict=True):
+        write_csv(path, content)
+        print(f"{what + ':':<10} {shown(path)}")
+    return {"rows": rows, **{what: str(path) for what, path in paths.items()}}
 
 
 def parser() -> Parser:
@@ -318,18 +342,7 @@ def main(argv: list[str] | None = None) -> dict:
     banner(whole)
     data = whole.split(args.split)
     data.require_both_classes()
-    rows, pictures = compare(args.mf, data, args.tiles, pick_device(args.device))
-    stem = f"{rows[0]['model']}-{data.name}" + ("" if args.split == "test" else f"-{args.split}")
-    print(f"\n{rows[0]['model']} on {data.name}, n = {len(data):,}; majority baseline "
-          f"{rows[0]['majority']:.2%}\n{'':<20} accuracy, 95 %            balanced accuracy          ROC AUC")
-    for row in rows:
-        print_row(row)
-    paths = {"numbers": folder("results") / f"tiles-{stem}.csv",
-             "pictures": folder("results") / f"tiles-scores-{stem}.csv"}
-    for (what, path), content in zip(paths.items(), (rows, pictures), strict=True):
-        write_csv(path, content)
-        print(f"{what + ':':<10} {shown(path)}")
-    return {"rows": rows, **{what: str(path) for what, path in paths.items()}}
+    return report(args.mf, data, args.tiles, pick_device(args.device), args.split)
 
 
 if __name__ == "__main__":

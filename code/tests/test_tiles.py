@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import encoded
+from conftest import encoded, make_tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,6 +11,7 @@ from torch import nn
 
 import checkpoints
 import scoring
+import test as scoring_test
 import tiles
 from classes import build
 from datasets import load
@@ -162,6 +163,17 @@ def test_a_map_lies_where_its_tile_lies_and_has_its_sides_colour():
     assert large.shape == (77, 512, 3)
 
 
+def test_test_py_compares_squashing_with_tiles_where_sizes_differ(tmp_path, capsys):
+    checkpoints.write(checkpoints.path_of("one"), checkpoints.pack(network(), "CIFAKE_CNN", {}, **FACTS))
+    tree = tree_of_sizes(tmp_path / "set")
+    squashed = scoring_test.main(["-mf", "one", "--data", str(tree)])["models"][0]
+    rows = {row["way"]: row for row in read_csv(tmp_path / "results" / "tiles-one-set.csv")}
+    assert float(rows["squash"]["accuracy"]) == squashed["accuracy"]
+    assert "tiles minus squash" in capsys.readouterr().out
+    scoring_test.main(["-mf", "one", "--data", str(make_tree(tmp_path / "small", test=3))])
+    assert not (tmp_path / "results" / "tiles-one-small.csv").exists()
+
+
 def test_command_line(tmp_path):
     checkpoints.write(checkpoints.path_of("one"), checkpoints.pack(network(), "CIFAKE_CNN", {}, **FACTS))
     found = tiles.main(["-mf", "one", "--data", str(tree_of_sizes(tmp_path / "set")), "--tiles", "4"])
@@ -172,5 +184,8 @@ def test_command_line(tmp_path):
     scores = scoring.sigmoid(np.array([float(row["tiles_logit"]) for row in pictures]))
     labels = np.array([int(row["label"]) for row in pictures])
     assert float(rows[2]["accuracy"]) == ((scores >= 0.4) == labels).mean()
+    cuts = [((scores >= cut) == labels).mean() for cut in [0, *scores, 2]]
+    assert float(rows[2]["accuracy_oracle"]) == max(cuts) >= float(rows[2]["accuracy"])
+    assert rows[3]["accuracy_oracle"] == ""  # of a difference
     with pytest.raises(TellError, match="no such file or folder"):
         tiles.main(["-mf", "one", "--data", str(tmp_path / "none")])
