@@ -6,8 +6,9 @@
     python code/probe.py --model NAME --data FOLDER --by-source      judges each source without having seen it
 
 Saves an ordinary checkpoint, whose head is the regression: `test.py -mf probe_clip` scores it. Features are
-kept in the cache. --by-source saves no checkpoint but paper/results/probe-NAME-DATA-by-source.csv. After
-Alain and Bengio, arXiv:1610.01644; for generated pictures Ojha, Li and Lee, CVPR 2023.
+kept in the cache. --by-source saves no checkpoint but paper/results/probe-NAME-DATA.csv, all sources at once,
+and probe-NAME-DATA-by-source.csv. After Alain and Bengio, arXiv:1610.01644; for generated pictures Ojha, Li
+and Lee, CVPR 2023.
 """
 import hashlib
 import json
@@ -17,6 +18,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+import calibration
 import checkpoints
 from classes import build, pick_device
 from datasets import ImageSet, banner
@@ -31,8 +33,10 @@ from files import (
     shown,
     whole_number,
 )
-from scoring import by_group, choose_threshold, outputs, score, sigmoid
+from scoring import choose_threshold, outputs, score, sigmoid
 from train import open_data, parts_of
+from trust import by_source as rows_by_source
+from trust import print_report, print_sources, report
 
 STRENGTHS = np.logspace(-5, 1, 7)  # of C, scikit-learn's inverse weight of the L2 penalty
 
@@ -171,14 +175,14 @@ def by_source(args, network: nn.Module, data) -> dict:
                         "size, named by a manifest or by folders below real/ and fake/")
     output = unseen_sources(features(network, data, pick_device(args.device)), data.labels, groups)
     scores = sigmoid(output)
-    numbers = score(data.labels, scores, 0.5)
-    rows = [{"group": "all", "label": "both"} | {key: numbers[key] for key in
-            ("n", "accuracy", "accuracy_low", "accuracy_high")}, *by_group(data.labels, scores, 0.5, groups)]
-    for row in rows:
-        print(f"{row['group']:<24}{row['label']:<5} n {row['n']:>4}  {row['accuracy']:7.2%} "
-              f"[{row['accuracy_low']:.2%}, {row['accuracy_high']:.2%}]")
-    print(f"majority baseline {numbers['majority']:.2%}, ROC AUC over all {numbers['roc_auc']:.4f}")
+    numbers = score(data.labels, scores, 0.5) | report(data.labels, output, 0.5, None)
+    rows = rows_by_source(data.labels, scores, 0.5, groups)
+    print(f"n = {numbers['n']:,}, majority baseline {numbers['majority']:.2%}; metadata only: "
+          f"python code/metadata.py --data {args.data}")
+    print_report(numbers, None)
+    print_sources(rows)
     name = args.model or checkpoints.model_name(args.start)
+    save_result(f"probe-{name}-{data.name}", [numbers])
     save_result(f"probe-{name}-{data.name}-by-source", rows)
     return {"rows": rows, **numbers}
 
@@ -202,10 +206,11 @@ def train_probe(args, network: nn.Module, made_by: dict, data) -> dict:
     print(f"{len(weights):,} features, {counts['train']:,} training pictures: C = {strength:g}, train loss "
           f"{reached['train_loss']:.4f}, validation loss {reached['val_loss']:.4f}, accuracy {accuracy:.2%} "
           f"of {counts['val']:,} at {threshold:.3f}")
-    path = checkpoints.path_of(args.mf)
+    path, source = checkpoints.path_of(args.mf), f"{counts['val']:,} validation pictures of {data.name}"
     checkpoints.write(path, checkpoints.pack(
         network, **made_by, threshold=threshold, data=data.name, fingerprint=data.fingerprint,
-        threshold_source=f"highest accuracy on {counts['val']:,} validation pictures of {data.name}",
+        threshold_source=f"highest accuracy on {source}",
+        **calibration.kept(labels["val"], logits["val"], source),
         pictures=counts, seed=None, smoke=args.smoke, metrics=reached,
         recipe={"probe": True, "group": args.group, "start": args.start}, **checkpoints.surroundings()))
     print(f"checkpoint: {shown(path)}")

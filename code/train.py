@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import calibration
 import checkpoints
 from cache import OBJECTS
-from calibration import fit as fit_calibration
 from classes import NETWORKS, build, freeze, parameters
 from datasets import ImageSet, banner, describe, load, set_name
 from devices import open_device
@@ -214,15 +214,10 @@ def epoch_line(row: dict, epochs: int) -> str:
 def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: dict, reached: dict) -> None:
     val = data["val"]
     path, source = checkpoints.path_of(name), f"{len(val):,} validation pictures of {val.name}"
-    try:
-        found = logits(network, val, next(network.parameters()).device)
-        calibration = {"calibration": fit_calibration(val.labels, found, source)}
-    except TellError as error:  # of a network that has learnt nothing
-        print(f"no calibration: {error}")
-        calibration = {}
+    found = logits(network, val, next(network.parameters()).device)
     checkpoints.write(path, checkpoints.pack(
         network, facts["architecture"], facts["arguments"], threshold=reached["threshold"],
-        threshold_source=f"highest accuracy on {source}", **calibration,
+        threshold_source=f"highest accuracy on {source}", **calibration.kept(val.labels, found, source),
         data=val.name, fingerprint=val.fingerprint,
         pictures={split: len(part) for split, part in data.items()}, smoke=facts["smoke"],
         seed=reached["seed"], recipe=facts, epochs=facts["epochs"], metrics=reached,

@@ -15,7 +15,7 @@ import scoring
 import test
 from classes import build
 from datasets import load
-from files import TellError, folder
+from files import TellError, folder, read_csv
 
 NETWORKS = {
     "CIFAKE_CNN": {"attn": True}, "Compact": {"width": 8, "objects": 10}, "ResNet18": {"objects": 0},
@@ -110,6 +110,7 @@ def test_a_probe_is_an_ordinary_checkpoint():
     loss = log_loss(val.labels, scoring.predict(network, val))
     assert reached["val_loss"] == pytest.approx(loss, abs=1e-4)
     assert (facts["pictures"], facts["recipe"]["start"]) == ({"train": 60, "val": 20}, "start")
+    assert facts["calibration"]["n"] == 20
 
 
 # --- sources ------------------------------------------------------------------------------------
@@ -151,9 +152,12 @@ def wild(root, sources=("a", "b", "c")):
 def test_each_source_is_judged_without_it(tmp_path):
     save("Backbone")
     found = probe.main(["--from", "start", "--data", str(wild(tmp_path / "set")), "--by-source"])
-    assert [(row["group"], row["label"], row["n"]) for row in found["rows"]] == [
-        ("all", "both", 36), *((source, label, 6) for source in "abc" for label in ("REAL", "FAKE"))]
-    assert found["rows"][0]["accuracy"] > 0.9  # brightness is the same in each source
+    assert [(row["source"], row["n_real"], row["n_fake"]) for row in found["rows"]] == [
+        *((source, 6, 6) for source in "abc"), ("AVG", 18, 18)]
+    assert min(found["accuracy"], found["balanced_accuracy"], found["roc_auc"]) > 0.9  # bright in each source
+    assert (found["n"], found["majority"]) == (36, 0.5)
+    written = read_csv(folder("results") / "probe-start-set.csv")[0]
+    assert float(written["balanced_accuracy_low"]) < found["balanced_accuracy"]
     assert list(folder("results").glob("probe-start-set-by-source.csv"))
 
 
