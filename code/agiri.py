@@ -33,7 +33,7 @@ from sample import photo
 from scoring import roc_auc, sigmoid, wilson
 from trust import auc_interval, by_source, percent
 
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "general")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual", "robust", "general")
 TEST_FILES = 12_000  # of AGIRI
 SMOKE_PICTURES = 60
 METADATA = "metadata only"
@@ -326,7 +326,8 @@ def print_rows(rows: list[dict]) -> None:
     for row in rows:
         print(f"{row['model']:<15}{row['way']:<40}{percent(row, 'accuracy'):<26}"
               f"{percent(row, 'balanced_accuracy'):<26}{row['roc_auc']:.3f} "
-              f"[{row['roc_auc_low']:.3f}, {row['roc_auc_high']:.3f}]")
+              f"[{row['roc_auc_low']:.3f}, {row['roc_auc_high']:.3f}]"
+              + ("" if row["threshold"] == "" else f"   oracle {row['accuracy_oracle']:.2%}"))
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -32,7 +32,7 @@ from scoring import logits, sigmoid, wilson
 
 ARCHIVE = "cifar10_lossless_subset.npz.xz"
 QUALITIES = (95, 90, 85, 80, 75, 70, 60, 45, 30)
-MODELS = ("base_model", "mini_model", "attn_model", "compact")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual")
 DRAWS = 2000  # of the bootstrap
 MAX_DIFFERENCE = 20.0  # grey levels, mean over a picture: two pictures differ by 72, a pair by 13 at most
 SMOKE_PAIRS = 200

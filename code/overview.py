@@ -85,8 +85,9 @@ def left_out(prefix: str, data: str) -> list[dict]:
 
     Its fakes against the real pictures of the test part, neither seen in training; 95 % intervals.
     """
-    keys = ("roc_auc", "roc_auc_low", "roc_auc_high", "balanced_accuracy", "balanced_accuracy_low",
-            "balanced_accuracy_high")
+    keys = ("roc_auc", "roc_auc_low", "roc_auc_high", "threshold", "real_recall", "fake_recall",
+            "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "threshold_oracle",
+            "balanced_accuracy_oracle", "accuracy", "majority", "metadata_accuracy", "metadata_roc_auc")
     rows = []
     for generator in GENERATORS[1:]:
         path = folder("results") / f"metrics-{prefix}_{generator}-{data}-test-{generator}.csv"

@@ -25,7 +25,7 @@ from files import Parser, command_line, folder, read_csv, save_models, shown, wr
 from lossless import as_jpeg, models_here
 from scoring import logits, ratio, sigmoid, wilson
 
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide", "dual")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual")
 CIFAKE_QUALITY = 75
 VERSIONS = ("as they are", f"as JPEG {CIFAKE_QUALITY}")
 PERMUTATIONS = 2000

@@ -63,7 +63,9 @@ def test_seconds_of_a_second_cycle_count_the_first(monkeypatch):
 
 def test_generators_left_out_in_their_order():
     names = ("roc_auc", "balanced_accuracy")
-    rates = {f"{name}{end}": 0.5 for name in names for end in ("", "_low", "_high")}
+    rates = {f"{name}{end}": 0.5 for name in names for end in ("", "_low", "_high", "_oracle")}
+    rates |= dict.fromkeys(("threshold", "threshold_oracle", "real_recall", "fake_recall", "accuracy",
+                            "majority", "metadata_accuracy", "metadata_roc_auc"), 0.5)
     for number, generator in enumerate(("glide", "adm")):
         counts = {"real_as_real": 7, "real_as_fake": 4, "fake_as_fake": number, "fake_as_real": 10}
         write_csv(folder("results") / f"metrics-q_{generator}-set-test-{generator}.csv", [counts | rates])
