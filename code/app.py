@@ -54,7 +54,7 @@ class Examiner:
         self.network, self.facts = checkpoints.load(name, pick_device(device))
         self.lock, self.places = threading.Lock(), threading.BoundedSemaphore(WAITING)
         found = [(path, data) for path, data in files_of(library() / "examples.zip", path_of_picture)]
-        self.examples = [decode(data)[0] for path, data in found if path.startswith("examples/")]
+        self.examples = [page.address(data, "jpeg") for path, data in found if path.startswith("examples/")]
         self.questions = [self.question(path, data) for path, data in found if path.startswith("quiz/")]
         self.elsewhere = page.elsewhere(
             self.results(f"tiles-{self.name}-*.csv") or self.results("agiri-wild.csv"))
@@ -243,7 +243,7 @@ def layout(examiner: Examiner):
     template = (library() / "page.html").read_text()
     part = dict(re.findall(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", template, re.S))
     thumbs = "".join(f'<button class="tell-example" title="an example"><img alt="example {i + 1}" src="'
-                     f'{page.shown_picture(pixels)}"></button>' for i, pixels in enumerate(examiner.examples))
+                     f'{one}"></button>' for i, one in enumerate(examiner.examples))
     with gr.Blocks(title="Tell", analytics_enabled=False) as blocks:
         html(part["head"])
         with gr.Tabs():

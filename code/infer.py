@@ -41,7 +41,7 @@ from gather import is_url, names_of, read, reason, root_of
 from natural import in_workers
 from rows import WRITERS, Rows, partial_of, printable
 from scoring import BATCH_SIZE, sigmoid
-from tiles import LIMIT, WAYS, Seen, means, overlay, own_way, see, size_of, sketch, view_logits
+from tiles import LIMIT, WAYS, Seen, legible, means, overlay, own_way, see, size_of, sketch, view_logits
 
 COLUMNS = {"path": str, "verdict": str, "probability": float, "threshold": float, "margin": float,
            "logit": float, "width": int, "height": int, "treatment": str, "views": int, "share": float,
@@ -276,7 +276,7 @@ class Run:
                 continue
             name, (picture, boxes) = re.sub(r"[^\w.-]+", "_", row["path"])[-80:], next(drawn)
             with atomic(self.maps / f"{number:06d}-{name}.png") as file:
-                overlay(picture, boxes, maps[at:at + len(boxes)]).save(file, "PNG")
+                overlay(picture, boxes, legible(maps[at:at + len(boxes)])).save(file, "PNG")
             at += len(boxes)
 
 

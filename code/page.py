@@ -14,7 +14,7 @@ from degrade import DEGRADATIONS
 from explain import METHODS
 from figures import FAKE, REAL
 from infer import judge
-from tiles import own_way, see, size_of
+from tiles import legible, own_way, see, size_of
 
 EDGE = 640  # pixels, at most, of pictures and maps as shown
 UNMEASURED = "Nobody has measured how right this network is on pictures of natural size"
@@ -29,7 +29,11 @@ def data_address(picture: Image.Image, kind: str) -> str:
     """A picture as a data: address; kind as Pillow names it, "PNG" or "JPEG"."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}"
+    return address(buffer.getvalue(), kind.lower())
+
+
+def address(file: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{b64encode(file).decode()}"
 
 
 def shown_picture(pixels: np.ndarray) -> str:
@@ -48,7 +52,7 @@ def heat_map(network: nn.Module, pixels: np.ndarray, method: str) -> np.ndarray:
     scale = min(1, EDGE / max(pixels.shape))
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
     canvas = np.full((height, width), np.nan, np.float32)
-    maps = METHODS[method](network, np.ascontiguousarray(seen.pixels.transpose(0, 3, 1, 2)))
+    maps = legible(METHODS[method](network, np.ascontiguousarray(seen.pixels.transpose(0, 3, 1, 2))))
     for part, box in zip(maps, seen.boxes, strict=True):
         top, left, bottom, right = np.rint(np.array([*box[:2], *(box[:2] + box[2:])]) * scale).astype(int)
         bottom, right = max(bottom, top + 1), max(right, left + 1)

@@ -33,6 +33,7 @@ LIMIT = 64   # tiles a picture
 FLAT = 12.0  # grey levels, standard deviation of green: 999 in 1,000 training pictures of CIFAKE have more
 DRAWS = 2000  # of the bootstrap
 SKETCH = 512  # pixels of a heat map's longer side
+CELL = 8      # pixels a side, of a tile's map over a larger picture
 OPACITY = 0.7
 FAKE_COLOUR, REAL_COLOUR = (213, 94, 0), (0, 114, 178)  # those of figures.py
 TOGETHER = 16  # pictures of natural size whose tiles share batches
@@ -184,6 +185,17 @@ def sketch(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarr
     ends = ends.round().astype(int)
     return np.asarray(Image.fromarray(picture).resize(shape, filter)), np.hstack(
         (ends[:, :2], np.maximum(ends[:, 2:] - ends[:, :2], 1)))
+
+
+def legible(maps: np.ndarray) -> np.ndarray:
+    """Maps (k, s, s) of a picture's views; of several tiles means over CELL x CELL pixels.
+
+    A map of single pixels would not be seen over a picture of hundreds.
+    """
+    if len(maps) == 1:
+        return maps
+    k, side = len(maps), maps.shape[1] // CELL
+    return maps.reshape(k, side, CELL, side, CELL).mean(axis=(2, 4))
 
 
 def overlay(picture: np.ndarray, boxes: np.ndarray, maps: np.ndarray) -> Image.Image:

@@ -15,6 +15,7 @@ RESULTS = ROOT / "paper/results"
 # name: (epochs, arguments of the network)
 MODELS = {"base_model": (10, {"attn": False}), "mini_model": (1, {"attn": False}),
           "attn_model": (10, {"attn": True}), "compact": (16, {"objects": 10}), "wide": (16, {"objects": 10}),
+          "wide28": (12, {"objects": 10}),
           "fast": (5, {"objects": 10}), "robust": (5, {"objects": 10}), "dual": (10, {"objects": 10}),
           "effnet": (2, {"name": "efficientnet_b0", "size": 32, "heads": {"fake": 1}})}
 
@@ -72,11 +73,12 @@ def test_the_tables_print_the_measured_numbers(where):
         line = next(line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line)
         for key in ("accuracy", "accuracy_low", "accuracy_high"):
             assert f"{float(row[key]) * 100:.2f}" in line, (name, key, line)
-        assert row["date"] in line
+        said, = re.findall(r"20\d\d-\d\d-\d\d", line)
+        assert said <= row["date"]  # who tests it again on another day gets the same numbers
 
 
 @pytest.mark.parametrize(("model", "seeds", "least"), [("base_model", 10, 91.0), ("compact", 5, 98.0),
-                                                       ("wide", 5, 98.2)])
+                                                       ("wide", 5, 98.2), ("wide28", 5, 98.2)])
 def test_the_readme_prints_the_seeds(model, seeds, least):
     rows = [metrics(f"{model}-s{seed}") for seed in range(seeds)]
     values = np.array([float(row["accuracy"]) for row in rows]) * 100

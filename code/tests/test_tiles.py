@@ -163,6 +163,14 @@ def test_a_map_lies_where_its_tile_lies_and_has_its_sides_colour():
     assert large.shape == (77, 512, 3)
 
 
+def test_maps_of_several_tiles_are_means_of_cells_and_one_view_keeps_its_pixels():
+    maps = np.random.default_rng(0).normal(size=(3, 32, 32))
+    found = tiles.legible(maps)
+    assert found.shape == (3, 4, 4)
+    assert found[1, 0, 3] == pytest.approx(maps[1, :8, 24:].mean())
+    assert (tiles.legible(maps[:1]) == maps[:1]).all()
+
+
 def test_test_py_compares_squashing_with_tiles_where_sizes_differ(tmp_path, capsys):
     checkpoints.write(checkpoints.path_of("one"), checkpoints.pack(network(), "CIFAKE_CNN", {}, **FACTS))
     tree = tree_of_sizes(tmp_path / "set")
