@@ -6,7 +6,7 @@ besides network, pictures and seed; the same state file resumes it bit for bit.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -236,13 +236,17 @@ def fit(network: nn.Module, train, val, recipe: Recipe, *, seed: int = 0, device
     Returns the last state: {"epoch", "weights", "buffers", "history", "best": {"row", "weights"}, ...},
     where "best" is the epoch of highest validation accuracy at its own best threshold, whose weights
     `network` then holds. Raises TellError when the loss is no longer finite.
+    Several processes give what one gives, up to the order of sums; on the CPU only without BatchNorm
+    (devices.py).
     """
     device = device or open_device("cpu", recipe.precision)
     state = state or {"epoch": 0, "history": [], "best": None}
-    batches = feed(train, network, recipe.batch_size, device.device, seed=seed, augment=recipe.augment,
-                   part=(device.rank, device.world))
+    open_feed = partial(feed, train, network, recipe.batch_size, device.device, seed=seed,
+                        augment=recipe.augment)
+    batches = open_feed(part=(device.rank, device.world))
     if not state["epoch"] and hasattr(network, "whiten"):
-        network.whiten(batches)
+        # From the pictures of all processes, as one process would, not from this one's share.
+        network.whiten(batches if device.world == 1 else open_feed())
     run = Run(network, recipe, device, state)
     while not finished(recipe, state["history"]):
         start, epoch = time.perf_counter(), state["epoch"] + 1
