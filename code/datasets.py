@@ -87,7 +87,8 @@ def load(name: str = "auto", natural: bool = False):
 
     "auto" is CIFAKE where it is found under the data root, else the built-in sample. Returns an
     ImageSet, every picture squashed to 32 pixels; with `natural` a natural.PictureSet, every picture at
-    its own size, except for CIFAKE and the sample, which have 32 pixels anyway.
+    its own size, except for CIFAKE and the sample, which have 32 pixels anyway. A CIFAKE that differs from
+    the published one in any file, such as half of it, is named "cifake-changed".
     """
     known = set_name(name)
     if natural and known not in ("cifake", "sample"):
@@ -99,7 +100,9 @@ def load(name: str = "auto", natural: bool = False):
             raise TellError(f"CIFAKE is not under {folder('data')}; {HOW_TO_GET_CIFAKE}")
     else:
         path = require_readable(find_set(name))
-    return ImageSet(**open_cache(known, path))
+    data = ImageSet(**open_cache(known, path))
+    changed = known == "cifake" and data.fingerprint != CIFAKE_FINGERPRINT
+    return replace(data, name="cifake-changed") if changed else data
 
 
 def set_name(name: str) -> str:
@@ -249,13 +252,15 @@ def banner(data: ImageSet) -> None:
         print("This is the BUILT-IN SAMPLE: for smoke runs, not for conclusions. For real results,")
         print(HOW_TO_GET_CIFAKE)
         print("*" * 88)
+    if data.name == "cifake-changed":
+        print(f"This is NOT CIFAKE as published: {len(data):,} readable pictures, where that has 120,000, or "
+              "others; `python code/datasets.py verify` names the differences")
     report_unreadable(data)
 
 
 def list_sets() -> dict:
     path = find_cifake()
-    found = {"cifake": load("cifake")} if path else {}
-    found["sample"] = load("sample")
+    found = {data.name: data for data in map(load, ["cifake", "sample"] if path else ["sample"])}
     print(f"data root: {folder('data')}   cache: {folder('cache')}")
     if not path:
         print(f"cifake: not here; {HOW_TO_GET_CIFAKE}")

@@ -17,6 +17,7 @@ from PIL import Image
 
 import cache
 import datasets
+import leaks
 from files import TellError, folder
 from sources import files_of
 
@@ -364,7 +365,27 @@ def test_import_takes_any_form_and_is_found_afterwards(small_cifake, tmp_path, e
     source = pack(small_cifake, tmp_path / f"download{ending}") if ending else small_cifake
     datasets.main(["import", str(source)])
     assert datasets.load("cifake").fingerprint == datasets.CIFAKE_FINGERPRINT
+    assert datasets.load("cifake").name == datasets.load("auto", natural=True).name == "cifake"
     assert datasets.set_name("auto") == "cifake"
+
+
+def test_a_cifake_that_is_not_as_published_has_another_name(tmp_path, monkeypatch, capsys):
+    tree = make_tree(folder("data") / "CIFAKE")
+    (tree / "test/REAL/0000.jpg").unlink()
+    data = datasets.load("cifake")
+    assert data.name == datasets.load("auto").name == datasets.load("auto", natural=True).name
+    assert data.name == "cifake-changed"
+    assert datasets.load(str(tree)).name == "CIFAKE"  # by its path it is a folder like any other
+    datasets.banner(data)
+    said = capsys.readouterr().out
+    assert "data: cifake-changed, 99 pictures" in said
+    assert "NOT CIFAKE as published: 99 readable pictures, where that has 120,000" in said
+    assert "datasets.py verify` names the differences" in said
+    assert datasets.main(["list"]).keys() == {"cifake-changed", "sample"}
+    with pytest.raises(TellError, match="the audit is of CIFAKE as published"):
+        leaks.main([])
+    monkeypatch.setattr(datasets, "CIFAKE_FINGERPRINT", data.fingerprint)
+    assert datasets.load("cifake").name == "cifake"
 
 
 def test_import_refuses_another_set(small_cifake, tmp_path):
