@@ -140,6 +140,9 @@ def open_data(args, network: torch.nn.Module):
     if isinstance(data, ImageSet):
         if args.leave_out:
             raise TellError(f"{args.data}: --leave-out needs pictures of several generators at natural size")
+        if "generator" in network.heads:
+            raise TellError(f"{args.data}: a head generator needs pictures at natural size, as GenImage's; "
+                            "take --heads fake object")
         return data
     from natural import leave_out, with_split
     if not (data.splits == "train").any():
@@ -322,6 +325,8 @@ def check(args) -> None:
         raise TellError(f"--size is for networks of timm; {args.model} takes 32 pixels")
     if args.model in NETWORKS and "fake" not in args.heads:
         raise TellError(f"{args.model} needs the head fake; without it: a network of timm")
+    if args.heads == ["object"]:
+        raise TellError("--heads object: tells no fake from real; add fake or generator")
 
 
 def warn_about_saving(args) -> None:

@@ -213,6 +213,17 @@ def test_frames_for_other_networks_are_refused(name):
         train.main(["--model", name])
 
 
+TIMM = ["--model", "resnet18", "--from-scratch", "--size", "32"]
+
+
+def test_heads_that_cannot_be_trained_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(TellError, match="sample: a head generator needs pictures at natural size"):
+        train.main([*TIMM, "--heads", "generator", "--data", "sample"])
+    with pytest.raises(TellError, match="--heads object: tells no fake from real; add fake or generator"):
+        train.main([*TIMM, "--heads", "object", "--data", "sample"])
+
+
 def test_a_diverging_run_stops_with_a_line(easy):
     with pytest.raises(TellError, match="loss is no longer finite in epoch .; take a smaller -lr"):
         train.main(["-ep", "3", "--data", str(easy), "-lr", "10", "--momentum", "0.99"])
