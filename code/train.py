@@ -56,6 +56,7 @@ RECIPES = {
 }
 RECIPE_OF = {"CIFAKE_CNN": "course"}
 FLAGS = {"epochs": "ep", "batch_size": "bs", "architecture": "model", "start": "from"}
+NEW_NETWORK = {"model": "CIFAKE_CNN", "heads": ["fake"], "weights": "hub"}  # defaults, where no --from is given
 
 
 # --- one run from the command line -------------------------------------------------------------
@@ -112,7 +113,9 @@ def network_of(args, seed: int) -> tuple[torch.nn.Module, dict]:
     if start_name:
         network, content = checkpoints.load(start_name)
         made_by = {key: content[key] for key in ("architecture", "arguments")}
-        if args.size and hasattr(network, "size"):
+        if args.size and not hasattr(network, "size"):
+            raise TellError(f"--size is for networks of timm; {start_name} takes 32 pixels")
+        if args.size:
             network.size = made_by["arguments"]["size"] = args.size
     else:
         made_by = dict(zip(("architecture", "arguments"), architecture_of(args), strict=True))
@@ -138,8 +141,8 @@ def open_data(args, network: torch.nn.Module):
     """The set of --data as `network` takes it: at 32 pixels, or at natural size."""
     data = load(args.data, natural=hasattr(network, "size"))
     if isinstance(data, ImageSet):
-        if args.leave_out:
-            raise TellError(f"{args.data}: --leave-out needs pictures of several generators at natural size")
+        if args.leave_out or args.group != "content":
+            raise TellError(f"{args.data}: --leave-out and --group are for pictures at natural size")
         if "generator" in network.heads:
             raise TellError(f"{args.data}: a head generator needs pictures at natural size, as GenImage's; "
                             "take --heads fake object")
@@ -282,9 +285,9 @@ def parser() -> Parser:
     add("-ep", "--epochs", dest="ep", type=whole_number(1), help="epochs (5; strong: 16)")
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth; without it nothing is saved")
-    add("--model", default="CIFAKE_CNN", help="CIFAKE_CNN (default), Compact, Wide, ResNet18, or one of timm")
+    add("--model", help="CIFAKE_CNN (default), Compact, Wide, ResNet18, or one of timm")
     add("--attn", action="store_true", help="CIFAKE_CNN with the SRM attention layer")
-    add("--heads", nargs="+", choices=["fake", "object", "generator"], default=["fake"],
+    add("--heads", nargs="+", choices=["fake", "object", "generator"],
         help="what the network answers (fake)")
     add("--recipe", choices=list(RECIPES), help="course for CIFAKE_CNN, finetune with --from, else strong")
     add("-lr", type=number_between(1e-8, 10), help="learning rate (0.001; strong: 0.4 at its peak)")
@@ -292,7 +295,7 @@ def parser() -> Parser:
     add("--from", dest="start", metavar="NAME",
         help="go on from the weights of this checkpoint; {seed} in NAME stands for the seed")
     add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
-    add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
+    add("--weights", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
     add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
     add("--size", type=whole_number(32, 1024), help="pixels a side for a network of timm (224)")
     flags.add_data()
@@ -325,8 +328,25 @@ def check(args) -> None:
         raise TellError(f"--size is for networks of timm; {args.model} takes 32 pixels")
     if args.model in NETWORKS and "fake" not in args.heads:
         raise TellError(f"{args.model} needs the head fake; without it: a network of timm")
-    if args.heads == ["object"]:
+    others = {*args.heads} & ({"object", "generator"} if args.model == "CIFAKE_CNN" else {"generator"})
+    if args.model in NETWORKS and others:
+        raise TellError(f"{args.model} has no head {min(others)}; a network of timm has it")
+    if {*args.heads} == {"object"}:
         raise TellError("--heads object: tells no fake from real; add fake or generator")
+
+
+def check_network(args) -> None:
+    """Refuse flags of a new network that would change nothing; fill in the others."""
+    given = [flag for flag in (*NEW_NETWORK, "attn", "from_scratch") if getattr(args, flag)]
+    if args.start and given:
+        raise TellError(f"--{given[0].replace('_', '-')} is for a new network; --from {args.start} goes on "
+                        "with that one as it is")
+    for flag, value in NEW_NETWORK.items():
+        setattr(args, flag, getattr(args, flag) or value)
+    if not args.start and args.model in NETWORKS and {"weights", "from_scratch"} & {*given}:
+        raise TellError(f"--weights and --from-scratch are for networks of timm; {args.model} has no others")
+    if {"weights", "from_scratch"} <= {*given}:
+        raise TellError("--weights and --from-scratch exclude each other; give one")
 
 
 def warn_about_saving(args) -> None:
@@ -342,6 +362,7 @@ def warn_about_saving(args) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
+    check_network(args)
     check(args)
     network, made_by = network_of(args, args.seed)
     data = open_data(args, network)

@@ -224,6 +224,36 @@ def test_heads_that_cannot_be_trained_are_refused_before_any_work(monkeypatch):
         train.main([*TIMM, "--heads", "object", "--data", "sample"])
 
 
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--from", "one", "--model", "CIFAKE_CNN"], "--model is for a new network; --from one goes on"),
+    (["--from", "one", "--heads", "fake"], "--heads is for a new network"),
+    (["--from", "one", "--attn"], "--attn is for a new network"),
+    (["--from", "one", "--weights", "hub"], "--weights is for a new network"),
+    (["--from", "one", "--from-scratch"], "--from-scratch is for a new network"),
+    (["--from", "one", "--size", "64"], "--size is for networks of timm; one takes 32 pixels"),
+    (["--model", "Compact", "--weights", "hub"], "are for networks of timm; Compact has no others"),
+    (["--from-scratch"], "are for networks of timm; CIFAKE_CNN has no others"),
+    ([*TIMM, "--weights", "hub"], "exclude each other"),
+    (["--heads", "fake", "object"], "CIFAKE_CNN has no head object; a network of timm has it"),
+    (["--model", "Compact", "--heads", "fake", "generator"], "Compact has no head generator"),
+    (["--group", "set", "--data", "sample"], "sample: --leave-out and --group are for pictures at natural")])
+def test_flags_that_would_change_nothing_are_refused(flags, words, monkeypatch):
+    monkeypatch.setattr(train, "parts_of", lambda *_: pytest.fail("trained"))
+    checkpoints.write(checkpoints.path_of("one"), checkpoints.pack(
+        build("CIFAKE_CNN"), "CIFAKE_CNN", {}, threshold=0.5, threshold_source="none", data="x", seed=0))
+    with pytest.raises(TellError, match=words):
+        train.main(flags)
+
+
+def test_the_recorded_facts_are_those_of_before(easy):
+    """Else --resume would refuse the runs of before."""
+    train.main(["-ep", "1", "-mf", "one", "--data", str(easy), "--smoke"])
+    facts = checkpoints.load("one")[1]["recipe"]
+    before = {"architecture": "CIFAKE_CNN", "arguments": {"attn": False}, "start": None, "freeze": [],
+              "group": "content", "leave_out": None, "lr": 0.001, "precision": "fp32", "schedule": "constant"}
+    assert facts | before == facts
+
+
 def test_a_diverging_run_stops_with_a_line(easy):
     with pytest.raises(TellError, match="loss is no longer finite in epoch .; take a smaller -lr"):
         train.main(["-ep", "3", "--data", str(easy), "-lr", "10", "--momentum", "0.99"])
