@@ -56,7 +56,7 @@ RECIPES = {
 }
 RECIPE_OF = {"CIFAKE_CNN": "course"}
 FLAGS = {"epochs": "ep", "batch_size": "bs", "architecture": "model", "start": "from"}
-NEW_NETWORK = {"model": "CIFAKE_CNN", "heads": ["fake"], "weights": "hub"}  # defaults, where no --from is given
+NEW_NETWORK = {"model": "CIFAKE_CNN", "heads": ["fake"], "weights": "hub"}  # defaults, without --from
 
 
 # --- one run from the command line -------------------------------------------------------------
@@ -245,6 +245,8 @@ def run_seeds(args) -> list[dict]:
     import joblib  # a fifth of a second, so only where it is needed
     workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
     settings = {key: value for key, value in os.environ.items() if key.startswith("TELL_")}
+    if workers > 1:
+        settings["LOCAL_WORLD_SIZE"] = str(workers)  # as torchrun sets it: each decodes on its share of cores
     jobs = (joblib.delayed(run_one_seed)(args, seed, settings, os.getpid())
             for seed in range(args.seed, args.seed + args.seeds))
     results = joblib.Parallel(n_jobs=workers)(jobs)

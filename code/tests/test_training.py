@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,15 @@ def test_several_seeds(easy, capsys):
     again = train.main([*flags, "--resume"])["runs"]  # finished runs are not run again
     assert again == results
     assert stamps == {seed: checkpoints.path_of(f"many-s{seed}").stat().st_mtime_ns for seed in (4, 5, 6)}
+
+
+def test_seeds_share_the_cores(monkeypatch):
+    settings = []
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
+    monkeypatch.setattr(joblib, "Parallel", lambda n_jobs: lambda jobs: settings.extend(
+        arguments[2]["LOCAL_WORLD_SIZE"] for _, arguments, _ in jobs))
+    train.run_seeds(train.parser().parse_args(["--seeds", "3"]))
+    assert settings == ["3", "3", "3"]
 
 
 def test_each_seed_goes_on_from_its_own_checkpoint(easy):
