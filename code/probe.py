@@ -31,7 +31,7 @@ from files import (
     shown,
     whole_number,
 )
-from scoring import by_group, choose_threshold, outputs, score, sigmoid
+from scoring import accuracy_name, by_group, choose_threshold, outputs, score, sigmoid
 from train import open_data, parts_of
 
 STRENGTHS = np.logspace(-5, 1, 7)  # of C, scikit-learn's inverse weight of the L2 penalty
@@ -195,17 +195,18 @@ def train_probe(args, network: nn.Module, made_by: dict, data) -> dict:
     weights, bias, strength = fit(found["train"], labels["train"], found["val"], labels["val"])
     set_head(network, weights, bias)
     logits = {split: values @ weights + bias for split, values in found.items()}
+    kind = accuracy_name(labels["val"])
     threshold, accuracy = choose_threshold(labels["val"], sigmoid(logits["val"]))
     reached = {"C": strength, "threshold": threshold, "val_accuracy_at_threshold": accuracy,
                **{f"{split}_loss": nll(logits[split], labels[split]) for split in parts}}
     counts = {split: len(part) for split, part in parts.items()}
     print(f"{len(weights):,} features, {counts['train']:,} training pictures: C = {strength:g}, train loss "
-          f"{reached['train_loss']:.4f}, validation loss {reached['val_loss']:.4f}, accuracy {accuracy:.2%} "
+          f"{reached['train_loss']:.4f}, validation loss {reached['val_loss']:.4f}, {kind} {accuracy:.2%} "
           f"of {counts['val']:,} at {threshold:.3f}")
     path = checkpoints.path_of(args.mf)
     checkpoints.write(path, checkpoints.pack(
         network, **made_by, threshold=threshold, data=data.name, fingerprint=data.fingerprint,
-        threshold_source=f"highest accuracy on {counts['val']:,} validation pictures of {data.name}",
+        threshold_source=f"highest {kind} on {counts['val']:,} validation pictures of {data.name}",
         pictures=counts, seed=None, smoke=args.smoke, metrics=reached,
         recipe={"probe": True, "group": args.group, "start": args.start}, **checkpoints.surroundings()))
     print(f"checkpoint: {shown(path)}")

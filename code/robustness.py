@@ -31,7 +31,7 @@ from degrade import DEGRADATIONS, degrade, require_known
 from figures import STYLE
 from files import Parser, TellError, atomic, folder, read_csv, shown, whole_number, write_csv
 from natural import PictureSet, with_split
-from scoring import Z95, choose_threshold, logits, score, sigmoid, wilson
+from scoring import Z95, logits, oracle_threshold, score, sigmoid, wilson
 
 SMOKE_PICTURES = 200
 
@@ -104,7 +104,7 @@ def curves(network: nn.Module, threshold: float, data: ImageSet | PictureSet, ki
 
 def measure(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
     """The numbers of a row of `curves` from labels (n,) of both classes and P(fake) scores (n,)."""
-    oracle, _ = choose_threshold(labels, scores)
+    oracle, _ = oracle_threshold(labels, scores)
     area, low, high = auc_interval(labels, scores)
     return {"n": len(labels), "majority": max(labels.mean(), 1 - labels.mean()),
             "auc": area, "auc_low": low, "auc_high": high, **rates(labels, scores, threshold),

@@ -1,4 +1,4 @@
-"""Train a network; the epoch and the threshold of highest validation accuracy are kept.
+"""Train a network; the epoch and the threshold of highest balanced validation accuracy are kept.
 
     python code/train.py -ep 10 -mf base_model                   the course project's network
     python code/train.py -ep 10 -mf attn_model --attn            with style-based attention
@@ -41,7 +41,7 @@ from files import (
     write_csv,
 )
 from fitting import Recipe, fit
-from scoring import logits
+from scoring import accuracy_name, logits
 
 SMOKE_PICTURES = 640
 STRONG = Recipe(epochs=16, batch_size=256, lr=0.4, nesterov=True, weight_decay=5e-4, schedule="one-cycle",
@@ -213,7 +213,7 @@ def epoch_line(row: dict, epochs: int) -> str:
                     if (key := f"val_{head}_accuracy") in row)
     return (f"epoch {row['epoch']:>2}/{epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:.2%} at 0.5, "
-            f"{row['val_accuracy_at_threshold']:.2%} at {row['threshold']:.3f}{heads}  "
+            f"{row['val_accuracy_at_threshold']:.2%} (balanced) at {row['threshold']:.3f}{heads}  "
             f"{row['seconds']:.1f} s")
 
 
@@ -228,7 +228,7 @@ def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: di
         calibration = {}
     checkpoints.write(path, checkpoints.pack(
         network, facts["architecture"], facts["arguments"], threshold=reached["threshold"],
-        threshold_source=f"highest accuracy on {source}", **calibration,
+        threshold_source=f"highest {accuracy_name(val.labels)} on {source}", **calibration,
         data=val.name, fingerprint=val.fingerprint,
         pictures={split: len(part) for split, part in data.items()}, smoke=facts["smoke"],
         seed=reached["seed"], recipe=facts, epochs=facts["epochs"], metrics=reached,
@@ -271,7 +271,8 @@ def run_one_seed(args, seed: int, settings: dict[str, str], starter: int) -> dic
 
 
 def print_seeds(results: list[dict]) -> None:
-    for key, name in (("val_accuracy", "at 0.5"), ("val_accuracy_at_threshold", "at chosen threshold")):
+    for key, name in (("val_accuracy", "at 0.5"),
+                      ("val_accuracy_at_threshold", "(balanced) at chosen threshold")):
         values = np.array([result[key] for result in results])
         deviation = f" ± {values.std(ddof=1):.2%} (sd)" if len(values) > 1 else ""
         print(f"validation accuracy {name}: {values.mean():.2%}{deviation}, "
@@ -379,7 +380,8 @@ def main(argv: list[str] | None = None) -> dict:
         return {"runs": results}
     reached = run(args, parts, args.seed, args.mf)
     print(f"kept epoch {reached['epoch']}: validation accuracy {reached['val_accuracy']:.2%} at 0.5, "
-          f"{reached['val_accuracy_at_threshold']:.2%} at the chosen threshold {reached['threshold']:.3f}")
+          f"{accuracy_name(parts['val'].labels)} {reached['val_accuracy_at_threshold']:.2%} at the chosen "
+          f"threshold {reached['threshold']:.3f}")
     return reached
 
 

@@ -43,6 +43,15 @@ def test_it_learns_and_describes_itself(easy, capsys):
     assert sorted(path.name for path in folder("models").iterdir()) == ["one.pth"]
 
 
+def test_more_fakes_than_reals_are_weighed_and_named(easy, capsys):
+    for path in (easy / "train/REAL").glob("00[1-4]*.jpg"):
+        path.unlink()
+    reached = train.main(["-ep", "1", "-mf", "one", "--data", str(easy)])
+    _, facts = checkpoints.load("one")
+    assert facts["threshold_source"].startswith("highest balanced accuracy on ")
+    assert f"balanced accuracy {reached['val_accuracy_at_threshold']:.2%} at" in capsys.readouterr().out
+
+
 def test_the_kept_weights_are_those_of_the_best_epoch(easy):
     data = load(str(easy))
     torch.manual_seed(0)
