@@ -9,6 +9,7 @@
 CIFAKE's 120,000 files become one memory-mapped cache of uint8 pixels once; later starts only map
 it. Times and the benchmark that gives them: paper/results/bench.csv.
 """
+import errno
 import lzma
 import os
 import re
@@ -180,10 +181,24 @@ def fetch() -> Path:
         import kagglehub
         kagglehub.dataset_download(KAGGLE_HANDLE, output_dir=str(partial))
     except Exception as error:  # kagglehub and requests share no base class; each is "no download"
-        reason = str(error).splitlines()[0][:120] if str(error) else ""
-        raise TellError(f"CIFAKE could not be downloaded ({type(error).__name__}: {reason}); "
-                        f"on a machine with a network, {BY_HAND}") from error
+        raise TellError(why_no_download(error)) from error
     return accept(partial, target, KAGGLE_HANDLE)
+
+
+def why_no_download(error: Exception) -> str:
+    """One line on a download that failed, and what to do about it."""
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+    number, status = (getattr(error, "errno", None),
+                      getattr(getattr(error, "response", None), "status_code", None))
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return (f"{folder('data')}: no room for CIFAKE ({error.strerror}); free some, or set TELL_DATA to "
+                "another folder")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{folder('data')}: cannot be written ({error}); set TELL_DATA to a folder that can"
+    if status in (401, 403) or type(error).__name__ in ("CredentialError", "UnauthenticatedError"):
+        return (f"CIFAKE could not be downloaded ({reason}): Kaggle refused. It needs no account: remove old "
+                f"credentials (~/.kaggle, KAGGLE_USERNAME, KAGGLE_KEY, KAGGLE_API_TOKEN), or {BY_HAND}")
+    return f"CIFAKE could not be downloaded ({reason}); on a machine with a network, {BY_HAND}"
 
 
 def accept(partial: Path, target: Path, source: str) -> Path:

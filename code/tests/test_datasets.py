@@ -1,4 +1,5 @@
 """From files to the cache: the same pictures from any form, and one clear line for each mishap."""
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from PIL import Image
 import cache
 import datasets
 import leaks
-from files import TellError, folder
+from files import TellError, command_line, folder
 from sources import files_of
 
 NOTHING_BUT_DATASETS = f"import sys; sys.path.insert(0, {str(CODE)!r}); import datasets; "
@@ -325,6 +326,37 @@ def test_fetch_without_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr(kagglehub, "dataset_download", offline)
     with pytest.raises(TellError, match="could not be downloaded .*resolve.*by hand.*import THE.zip"):
         datasets.main(["fetch", "cifake"])
+
+
+def kaggle_error(status):
+    from kagglehub.exceptions import KaggleApiHTTPError
+    from requests import Response
+    response = Response()
+    response.status_code = status
+    return KaggleApiHTTPError(f"{status} Client Error.\n\nYou don't have permission", response=response)
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (lambda: OSError(errno.ENOSPC, "No space left on device"), ("no room for CIFAKE", "set TELL_DATA")),
+    (lambda: OSError(errno.EDQUOT, "Disk quota exceeded"), ("no room for CIFAKE (Disk quota", "free some")),
+    (lambda: PermissionError(errno.EACCES, "Permission denied", "x"), ("cannot be written", "denied: 'x'")),
+    (lambda: OSError(errno.EROFS, "Read-only file system"), ("cannot be written", "set TELL_DATA")),
+    (lambda: kaggle_error(401), ("401 Client Error.): Kaggle refused", "~/.kaggle", "import THE.zip")),
+    (lambda: kaggle_error(500), ("500 Client Error.); on a machine with a network",))])
+def test_a_failed_fetch_says_what_failed_and_what_to_do(error, words, monkeypatch, capsys):
+    import kagglehub
+
+    def failing(*args, **options):
+        raise error()
+    monkeypatch.setattr(kagglehub, "dataset_download", failing)
+    with pytest.raises(SystemExit) as caught:
+        command_line(lambda: datasets.main(["fetch", "cifake"]))
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert len(said.splitlines()) == 1
+    assert not [word for word in words if word not in said], said
+    assert ("machine with a network" in said) == ("500" in said)
+    assert (str(folder("data")) in said) == ("Client Error" not in said)
 
 
 def test_kagglehub_is_imported_only_by_fetch():
