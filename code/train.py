@@ -28,7 +28,7 @@ from cache import OBJECTS
 from calibration import fit as fit_calibration
 from classes import NETWORKS, build, freeze, parameters
 from datasets import ImageSet, banner, describe, load, set_name
-from devices import open_device
+from devices import Device, open_device
 from files import (
     Parser,
     TellError,
@@ -63,24 +63,20 @@ NEW_NETWORK = {"model": "CIFAKE_CNN", "heads": ["fake"], "weights": "hub"}  # de
 
 def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
     """Train once as `args` say; save under `name` unless it is None. Returns what was reached."""
-    recipe, device = recipe_of(args), open_device(args.device, recipe_of(args).precision)
+    recipe = recipe_of(args)
+    device = open_device(args.device, recipe.precision)
     torch.manual_seed(seed)
     network, made_by = network_of(args, seed)
-    facts = made_by | asdict(recipe) | {
-        "group": args.group, "leave_out": args.leave_out, "smoke": args.smoke, "seed": seed,
-        "data": data["train"].fingerprint,
-        # Threads, device and processes belong to it: with others the last bits differ.
-        "threads": torch.get_num_threads(), "device": device.device.type, "processes": device.world}
-    unfinished = unfinished_run(name) if name else None
-    reached = finished_run(name, facts) if args.resume else None
-    if reached:
+    facts = made_by | asdict(recipe) | facts_of(args, data, seed, device)
+    if args.resume and (reached := finished_run(name, facts)):
         say(f"{shown(checkpoints.path_of(name))} is finished already")
         return reached
-    if unfinished and not args.resume and not device.rank:
-        remove(unfinished)
+    unfinished = unfinished_run(name) if name else None
     state = unfinished_state(unfinished, facts) if args.resume else None
     if state:
         say(f"resuming after epoch {state['epoch']}")
+    elif unfinished and not device.rank:
+        remove(unfinished)
 
     def after_epoch(state: dict) -> None:
         if device.rank:
@@ -97,6 +93,14 @@ def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
         save(name, network, facts, data, state, reached)
         remove(unfinished)
     return reached
+
+
+def facts_of(args, data: dict, seed: int, device: Device) -> dict:
+    """What the outcome depends on besides network and recipe; --resume wants it unchanged."""
+    return {"group": args.group, "leave_out": args.leave_out, "smoke": args.smoke, "seed": seed,
+            "data": data["train"].fingerprint,
+            # Threads, device and processes belong to it: with others the last bits differ.
+            "threads": torch.get_num_threads(), "device": device.device.type, "processes": device.world}
 
 
 def recipe_of(args) -> Recipe:
