@@ -6,7 +6,6 @@ Training on 1-megapixel JPEGs at 224 pixels: the loader by itself, EfficientNet-
 an epoch of both together. infer.py: whole runs over CIFAKE's test files and over 1-megapixel JPEGs, and the
 share of the time that the network took. The megapixels are photographs that come with scikit-image.
 """
-import os
 import tempfile
 import time
 from itertools import islice
@@ -19,12 +18,12 @@ from PIL import Image
 
 import checkpoints
 import infer
-from classes import build
+from classes import build, feed
 from datasets import load
 from devices import open_device
 from files import Parser, atomic, command_line, save_result
 from fitting import Run, train_epoch
-from natural import PictureBatches, open_pictures
+from natural import open_pictures
 from sample import PHOTOS, photo
 from train import RECIPES
 
@@ -67,8 +66,7 @@ def training(pictures: Path) -> list[dict]:
     data = data.take(data.splits == "train")
     network = build("Backbone", name="efficientnet_b0", size=224, heads={"fake": 1})
     recipe = RECIPES["finetune"]
-    batches = PictureBatches(data, BATCH, 224, network.normalisation, seed=0, augment=recipe.augment,
-                             workers=os.cpu_count())
+    batches = feed(data, network, BATCH, "cpu", seed=0, augment=recipe.augment)
     run = Run(network.to(memory_format=torch.channels_last), recipe, open_device("cpu", recipe.precision),
               {"epoch": 0})
     some = list(islice(batches.epoch(0), STEPS))  # which starts the workers too

@@ -9,6 +9,7 @@
 CIFAKE's 120,000 files become one memory-mapped cache of uint8 pixels once; later starts only map
 it. Times and the benchmark that gives them: paper/results/bench.csv.
 """
+import errno
 import lzma
 import os
 import re
@@ -87,7 +88,8 @@ def load(name: str = "auto", natural: bool = False):
 
     "auto" is CIFAKE where it is found under the data root, else the built-in sample. Returns an
     ImageSet, every picture squashed to 32 pixels; with `natural` a natural.PictureSet, every picture at
-    its own size, except for CIFAKE and the sample, which have 32 pixels anyway.
+    its own size, except for CIFAKE and the sample, which have 32 pixels anyway. A CIFAKE that differs from
+    the published one in any file, such as half of it, is named "cifake-changed".
     """
     known = set_name(name)
     if natural and known not in ("cifake", "sample"):
@@ -99,7 +101,9 @@ def load(name: str = "auto", natural: bool = False):
             raise TellError(f"CIFAKE is not under {folder('data')}; {HOW_TO_GET_CIFAKE}")
     else:
         path = require_readable(find_set(name))
-    return ImageSet(**open_cache(known, path))
+    data = ImageSet(**open_cache(known, path))
+    changed = known == "cifake" and data.fingerprint != CIFAKE_FINGERPRINT
+    return replace(data, name="cifake-changed") if changed else data
 
 
 def set_name(name: str) -> str:
@@ -177,10 +181,24 @@ def fetch() -> Path:
         import kagglehub
         kagglehub.dataset_download(KAGGLE_HANDLE, output_dir=str(partial))
     except Exception as error:  # kagglehub and requests share no base class; each is "no download"
-        reason = str(error).splitlines()[0][:120] if str(error) else ""
-        raise TellError(f"CIFAKE could not be downloaded ({type(error).__name__}: {reason}); "
-                        f"on a machine with a network, {BY_HAND}") from error
+        raise TellError(why_no_download(error)) from error
     return accept(partial, target, KAGGLE_HANDLE)
+
+
+def why_no_download(error: Exception) -> str:
+    """One line on a download that failed, and what to do about it."""
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+    number, status = (getattr(error, "errno", None),
+                      getattr(getattr(error, "response", None), "status_code", None))
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return (f"{folder('data')}: no room for CIFAKE ({error.strerror}); free some, or set TELL_DATA to "
+                "another folder")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{folder('data')}: cannot be written ({error}); set TELL_DATA to a folder that can"
+    if status in (401, 403) or type(error).__name__ in ("CredentialError", "UnauthenticatedError"):
+        return (f"CIFAKE could not be downloaded ({reason}): Kaggle refused. It needs no account: remove old "
+                f"credentials (~/.kaggle, KAGGLE_USERNAME, KAGGLE_KEY, KAGGLE_API_TOKEN), or {BY_HAND}")
+    return f"CIFAKE could not be downloaded ({reason}); on a machine with a network, {BY_HAND}"
 
 
 def accept(partial: Path, target: Path, source: str) -> Path:
@@ -249,13 +267,15 @@ def banner(data: ImageSet) -> None:
         print("This is the BUILT-IN SAMPLE: for smoke runs, not for conclusions. For real results,")
         print(HOW_TO_GET_CIFAKE)
         print("*" * 88)
+    if data.name == "cifake-changed":
+        print(f"This is NOT CIFAKE as published: {len(data):,} readable pictures, where that has 120,000, or "
+              "others; `python code/datasets.py verify` names the differences")
     report_unreadable(data)
 
 
 def list_sets() -> dict:
     path = find_cifake()
-    found = {"cifake": load("cifake")} if path else {}
-    found["sample"] = load("sample")
+    found = {data.name: data for data in map(load, ["cifake", "sample"] if path else ["sample"])}
     print(f"data root: {folder('data')}   cache: {folder('cache')}")
     if not path:
         print(f"cifake: not here; {HOW_TO_GET_CIFAKE}")

@@ -4,6 +4,10 @@
 
 Fabric is imported only where it has something to do: it takes seconds, and for one process in
 float32 on the CPU it would change nothing.
+
+Several processes train as one does, up to the order of sums. On GPUs BatchNorm counts over the pictures of
+all of them; on the CPU, where gloo cannot, over each one's share, and the first one's statistics are kept:
+there only networks without BatchNorm come out as from one process.
 """
 import logging
 import os
@@ -28,6 +32,9 @@ class Device:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """`network` as it is called in training: on the device, in the precision, averaging gradients."""
+        if self.world > 1 and self.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm  # torch's drops the activation in timm's layers
+            network = convert_sync_batchnorm(network)
         return self.fabric.setup_module(network) if self.fabric else network.to(self.device)
 
     def backward(self, loss: Tensor) -> None:

@@ -172,10 +172,15 @@ def run_simple(args, parts: dict) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
     runs = {"first-epoch": run_first_epoch, "pictures": run_pictures, "simple": run_simple}
-    flags.add_argument("study", choices=list(runs))
-    flags.add_argument("--data", default="auto", metavar="SET")
-    flags.add_argument("--seeds", type=whole_number(1), default=10, help="(10)")
-    flags.add_argument("--every", type=whole_number(1), default=25, help="batches between two looks (25)")
+    studies = flags.add_subparsers(dest="study", required=True, parser_class=Parser)
+    for name in runs:
+        study = studies.add_parser(name)
+        study.add_argument("--data", default="auto", metavar="SET")
+        if name != "simple":  # which has one outcome
+            study.add_argument("--seeds", type=whole_number(1), default=10, help="(10)")
+        if name == "first-epoch":
+            study.add_argument("--every", type=whole_number(1), default=25,
+                               help="batches between two looks (25)")
     args = flags.parse_args(argv)
     data = load(args.data)
     return runs[args.study](args, {split: data.split(split) for split in ("train", "val")})

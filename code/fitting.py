@@ -6,7 +6,7 @@ besides network, pictures and seed; the same state file resumes it bit for bit.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -200,6 +200,9 @@ def validate(network: nn.Module, val, device: Device | None = None,
              precision: str = "fp32") -> dict[str, float]:
     """Validation loss, accuracy at 0.5, the best threshold with its accuracy, and that of other heads.
 
+    "val_accuracy_at_threshold", which the threshold is chosen for, is the balanced accuracy; with as many
+    fakes as reals that is the accuracy.
+
     At a constant learning rate the last layer's bias swings from epoch to epoch, which moves the
     accuracy at 0.5 by more than an epoch of learning does; the best threshold takes that out.
     """
@@ -219,7 +222,7 @@ def copy(weights: dict) -> dict:
 
 
 def merit(row: dict) -> tuple[float, float]:
-    """What an epoch is kept for: accuracy at the best threshold; of equals, the lower loss."""
+    """What an epoch is kept for: balanced accuracy at the best threshold; of equals, the lower loss."""
     return float(row["val_accuracy_at_threshold"]), -float(row["val_loss"])
 
 
@@ -234,15 +237,19 @@ def fit(network: nn.Module, train, val, recipe: Recipe, *, seed: int = 0, device
     state: what `after_epoch(state)` got after the last finished epoch, to go on from there; the
     result is then the same, bit for bit on one machine, as without the interruption.
     Returns the last state: {"epoch", "weights", "buffers", "history", "best": {"row", "weights"}, ...},
-    where "best" is the epoch of highest validation accuracy at its own best threshold, whose weights
-    `network` then holds. Raises TellError when the loss is no longer finite.
+    where "best" is the epoch of highest balanced validation accuracy at its own best threshold, whose
+    weights `network` then holds. Raises TellError when the loss is no longer finite.
+    Several processes give what one gives, up to the order of sums; on the CPU only without BatchNorm
+    (devices.py).
     """
     device = device or open_device("cpu", recipe.precision)
     state = state or {"epoch": 0, "history": [], "best": None}
-    batches = feed(train, network, recipe.batch_size, device.device, seed=seed, augment=recipe.augment,
-                   part=(device.rank, device.world))
+    open_feed = partial(feed, train, network, recipe.batch_size, device.device, seed=seed,
+                        augment=recipe.augment)
+    batches = open_feed(part=(device.rank, device.world))
     if not state["epoch"] and hasattr(network, "whiten"):
-        network.whiten(batches)
+        # From the pictures of all processes, as one process would, not from this one's share.
+        network.whiten(batches if device.world == 1 else open_feed())
     run = Run(network, recipe, device, state)
     while not finished(recipe, state["history"]):
         start, epoch = time.perf_counter(), state["epoch"] + 1

@@ -119,6 +119,9 @@ def main(argv: list[str] | None = None) -> dict:
     Parser(description=__doc__).parse_args(argv)
     data = load("cifake")
     banner(data)
+    if data.name != "cifake":
+        raise TellError(f"{data.source}: the audit is of CIFAKE as published; "
+                        "`python code/datasets.py verify` names what differs")
     rows = list(pairs_of(data))
     for row in count(rows):
         print(f"{row['label']} {row['kind']:<9} {row['pairs']:>5} pairs: {row['train']} inside train, "

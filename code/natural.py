@@ -267,14 +267,16 @@ class PictureBatches(Batches):
     Each is (pixels, targets): float32 (b, 3, size, size) in channels_last, int64 (b, len(heads)) in the
     order of `heads` from "fake", "object", "generator", -1 unknown. Order, length and `part` as in Batches.
     The shorter side becomes `size`, and the centre is taken; `augment`, which needs a seed: see `augmented`.
+    workers: how many processes decode, 0 for this one; without it as many as `own_cores`.
     """
 
     columns = Batches.columns | {"generator": "generators"}
 
     def __init__(self, data: PictureSet, batch_size: int, size: int, normalisation: dict,
                  device: torch.device | str = "cpu", seed: int | None = None, heads=("fake",),
-                 augment: bool | tuple[str, ...] = False, part: tuple[int, int] = (0, 1), workers: int = 2):
-        self.size, self.workers, self.plan = size, workers, []
+                 augment: bool | tuple[str, ...] = False, part: tuple[int, int] = (0, 1),
+                 workers: int | None = None):
+        self.size, self.workers, self.plan = size, own_cores() if workers is None else workers, []
         super().__init__(data, batch_size, normalisation, device, seed, heads, augment, part)
 
     def read(self, data: PictureSet) -> None:
@@ -337,6 +339,11 @@ def augmented(picture: Image.Image, size: int, random: np.random.Generator) -> n
         return np.asarray(view)
     quality = int(random.integers(50, 96))
     return decode_jpeg(simplejpeg.encode_jpeg(np.ascontiguousarray(view), quality, colorsubsampling="420"))
+
+
+def own_cores() -> int:
+    """The cores that this process may use, shared with the training processes beside it on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def in_workers(source, jobs: Iterable, workers: int, pinned: bool = False) -> DataLoader:

@@ -33,7 +33,7 @@ from files import (
     shown,
     whole_number,
 )
-from scoring import choose_threshold, outputs, score, sigmoid
+from scoring import accuracy_name, choose_threshold, outputs, score, sigmoid
 from train import open_data, parts_of
 from trust import by_source as rows_by_source
 from trust import print_report, print_sources, report
@@ -199,17 +199,18 @@ def train_probe(args, network: nn.Module, made_by: dict, data) -> dict:
     weights, bias, strength = fit(found["train"], labels["train"], found["val"], labels["val"])
     set_head(network, weights, bias)
     logits = {split: values @ weights + bias for split, values in found.items()}
+    kind = accuracy_name(labels["val"])
     threshold, accuracy = choose_threshold(labels["val"], sigmoid(logits["val"]))
     reached = {"C": strength, "threshold": threshold, "val_accuracy_at_threshold": accuracy,
                **{f"{split}_loss": nll(logits[split], labels[split]) for split in parts}}
     counts = {split: len(part) for split, part in parts.items()}
     print(f"{len(weights):,} features, {counts['train']:,} training pictures: C = {strength:g}, train loss "
-          f"{reached['train_loss']:.4f}, validation loss {reached['val_loss']:.4f}, accuracy {accuracy:.2%} "
+          f"{reached['train_loss']:.4f}, validation loss {reached['val_loss']:.4f}, {kind} {accuracy:.2%} "
           f"of {counts['val']:,} at {threshold:.3f}")
     path, source = checkpoints.path_of(args.mf), f"{counts['val']:,} validation pictures of {data.name}"
     checkpoints.write(path, checkpoints.pack(
         network, **made_by, threshold=threshold, data=data.name, fingerprint=data.fingerprint,
-        threshold_source=f"highest accuracy on {source}",
+        threshold_source=f"highest {kind} on {source}",
         **calibration.kept(labels["val"], logits["val"], source),
         pictures=counts, seed=None, smoke=args.smoke, metrics=reached,
         recipe={"probe": True, "group": args.group, "start": args.start}, **checkpoints.surroundings()))

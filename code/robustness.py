@@ -31,7 +31,7 @@ from degrade import DEGRADATIONS, degrade, require_known
 from figures import STYLE
 from files import Parser, TellError, atomic, folder, read_csv, shown, whole_number, write_csv
 from natural import PictureSet, with_split
-from scoring import Z95, choose_threshold, logits, score, sigmoid, wilson
+from scoring import Z95, logits, oracle_threshold, score, sigmoid, wilson
 
 SMOKE_PICTURES = 200
 
@@ -104,7 +104,7 @@ def curves(network: nn.Module, threshold: float, data: ImageSet | PictureSet, ki
 
 def measure(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
     """The numbers of a row of `curves` from labels (n,) of both classes and P(fake) scores (n,)."""
-    oracle, _ = choose_threshold(labels, scores)
+    oracle, _ = oracle_threshold(labels, scores)
     area, low, high = auc_interval(labels, scores)
     return {"n": len(labels), "majority": max(labels.mean(), 1 - labels.mean()),
             "auc": area, "auc_low": low, "auc_high": high, **rates(labels, scores, threshold),
@@ -225,8 +225,8 @@ def pictures(args, network: nn.Module, facts: dict) -> ImageSet | PictureSet:
     return part.head(SMOKE_PICTURES if args.smoke else args.pictures or len(part))
 
 
-def run(args, name: str) -> None:
-    """Measure one checkpoint, print its rows as they come, write them."""
+def run(args, name: str) -> str:
+    """Measure one checkpoint, print its rows as they come, write them; returns the set's name."""
     device = pick_device(args.device)
     network, facts = checkpoints.load(name, device)
     data, model = pictures(args, network, facts), checkpoints.model_name(name)
@@ -239,9 +239,10 @@ def run(args, name: str) -> None:
     for row in curves(network, facts["threshold"], data, seed=args.seed, device=device):
         print(line(row))
         rows.append(about | row | {"seed": args.seed} | origin)
-    path = path_of(args, model)
+    path = path_of(args, model, data.name)
     write_csv(path, rows)
     print(f"curves:     {shown(path)}")
+    return data.name
 
 
 def line(row: dict) -> str:
@@ -250,12 +251,12 @@ def line(row: dict) -> str:
             f"   AUC {row['auc']:.4f}   false alarms {row['false_alarm']:7.2%}   misses {row['miss']:7.2%}")
 
 
-def stem_of(args) -> str:
-    return f"{set_name(args.data)}-{args.split}{'-smoke' if args.smoke else ''}"
+def stem_of(args, data: str) -> str:
+    return f"{data}-{args.split}{'-smoke' if args.smoke else ''}"
 
 
-def path_of(args, model: str) -> Path:
-    return folder("results") / f"degradation-{model}-{stem_of(args)}.csv"
+def path_of(args, model: str, data: str) -> Path:
+    return folder("results") / f"degradation-{model}-{stem_of(args, data)}.csv"
 
 
 def parser() -> Parser:
@@ -277,14 +278,16 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
+    data = set_name(args.data)
     for name in args.mf:
-        run(args, name)
-    pattern, data = path_of(args, "*"), set_name(args.data)
+        data = run(args, name)
+    pattern = path_of(args, "*", data)
     rows = [row for path in sorted(pattern.parent.glob(pattern.name)) for row in read_csv(path)
             if row["data"] == data]  # the name of a model may end like another set's
     if not rows:
-        raise TellError(f"{shown(path_of(args, 'NAME'))}: nothing measured yet; name checkpoints with -mf")
+        raise TellError(f"{shown(path_of(args, 'NAME', data))}: nothing measured yet; "
+                        "name checkpoints with -mf")
     title = f"Degraded pictures of {data}, {args.split} split; bands: 95 % intervals"
     if data == "sample":
         title += " (built-in sample: for smoke runs, not for conclusions)"
-    return {"rows": rows, "figures": draw(rows, stem_of(args), title)}
+    return {"rows": rows, "figures": draw(rows, stem_of(args, data), title)}

@@ -127,19 +127,41 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """The threshold of highest accuracy, and that accuracy; of equals the one nearest to 0.5.
+    """The threshold of highest balanced accuracy, and that; of equals the one nearest to 0.5.
 
-    Candidates lie half way between neighbouring scores. For validation pictures only.
+    With as many fakes as reals, or one class only, it is the accuracy. For validation pictures only.
+    """
+    fakes = int(labels.astype(bool).sum())
+    # Where fakes are many, plain accuracy may be highest at 0: everything FAKE.
+    return best_cut(labels, scores, max(fakes, 1), max(len(labels) - fakes, 1))
+
+
+def oracle_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The threshold of highest accuracy on these very pictures, and that accuracy."""
+    return best_cut(labels, scores, 1, 1)
+
+
+def accuracy_name(labels: np.ndarray) -> str:
+    """What choose_threshold maximises on these labels."""
+    return "accuracy" if 2 * int(labels.astype(bool).sum()) == len(labels) else "balanced accuracy"
+
+
+def best_cut(labels: np.ndarray, scores: np.ndarray, real: int, fake: int) -> tuple[float, float]:
+    """The threshold where most is right, and its share; a real picture counts `real`, a fake one `fake`.
+
+    Candidates lie half way between neighbouring scores; of equals the one nearest to 0.5.
     """
     values, group = np.unique(scores, return_inverse=True)
     fakes = np.bincount(group, weights=labels.astype(bool), minlength=len(values))
-    reals = np.bincount(group, minlength=len(values)) - fakes
-    # right[i]: values[:i] are called REAL, values[i:] FAKE
-    right = np.cumsum(np.append(0, reals)) + labels.sum() - np.cumsum(np.append(0, fakes))
+    reals = real * (np.bincount(group, minlength=len(values)) - fakes)
+    fakes *= fake
+    # right[i]: values[:i] are called REAL, values[i:] FAKE; whole numbers, so that equals are equal
+    right = np.cumsum(np.append(0, reals)) + fakes.sum() - np.cumsum(np.append(0, fakes))
     above = np.nextafter(values, 2)  # a cut must exclude the score below it, however near the next
     cuts = np.concatenate(([0.0], np.maximum((values[1:] + values[:-1]) / 2, above[:-1]), above[-1:]))
     best = np.flatnonzero(right == right.max())
-    return float(cuts[best[np.argmin(abs(cuts[best] - 0.5))]]), float(right.max() / len(labels))
+    share = right.max() / (reals.sum() + fakes.sum())
+    return float(cuts[best[np.argmin(abs(cuts[best] - 0.5))]]), float(share)
 
 
 def sweep(labels: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) -> list[dict]:

@@ -93,12 +93,24 @@ def pictures(args, network, facts: dict):
         if args.leave_out or args.group:
             raise TellError(f"{args.data}: --leave-out and --group are for pictures at natural size")
         return whole.split(args.split)
-    from natural import leave_out, with_split
-    seen = facts.get("fingerprint") == whole.fingerprint  # then only its held part is a fair test
-    group = args.group or (facts["recipe"]["group"] if seen else None)
-    if group and not (whole.splits == "train").any():
-        whole = with_split(whole, seed=0, group=group, left_out=args.leave_out)
+    from natural import leave_out
+    if not (whole.splits == "train").any():
+        whole = split_anew(whole, args, facts)
     return (leave_out(whole, args.leave_out)[1] if args.leave_out else whole).split(args.split)
+
+
+def split_anew(whole, args, facts: dict):
+    """A set without a split of its own as train.py splits it, if asked for or trained on; else as it is."""
+    from natural import with_split
+    seen = facts.get("fingerprint") == whole.fingerprint  # then only its held part is a fair test
+    recipe = facts["recipe"] if seen else {}
+    for flag, asked in (("group", args.group), ("leave_out", args.leave_out)):
+        if seen and asked and asked != recipe.get(flag):
+            raise TellError(f"--{flag.replace('_', '-')} {asked}: the checkpoint was trained on these "
+                            f"pictures with {recipe.get(flag) or 'none'} and has seen some of that test "
+                            "part; score one that was trained with the same flag")
+    group = args.group or recipe.get("group")
+    return with_split(whole, seed=0, group=group, left_out=args.leave_out) if group else whole
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Train a network; the epoch and the threshold of highest validation accuracy are kept.
+"""Train a network; the epoch and the threshold of highest balanced validation accuracy are kept.
 
     python code/train.py -ep 10 -mf base_model                   the course project's network
     python code/train.py -ep 10 -mf attn_model --attn            with style-based attention
@@ -28,7 +28,7 @@ import checkpoints
 from cache import OBJECTS
 from classes import NETWORKS, build, freeze, parameters
 from datasets import ImageSet, banner, describe, load, set_name
-from devices import open_device
+from devices import Device, open_device
 from files import (
     Parser,
     TellError,
@@ -41,7 +41,7 @@ from files import (
     write_csv,
 )
 from fitting import Recipe, fit
-from scoring import logits
+from scoring import accuracy_name, logits
 
 SMOKE_PICTURES = 640
 STRONG = Recipe(epochs=16, batch_size=256, lr=0.4, nesterov=True, weight_decay=5e-4, schedule="one-cycle",
@@ -56,30 +56,27 @@ RECIPES = {
 }
 RECIPE_OF = {"CIFAKE_CNN": "course"}
 FLAGS = {"epochs": "ep", "batch_size": "bs", "architecture": "model", "start": "from"}
+NEW_NETWORK = {"model": "CIFAKE_CNN", "heads": ["fake"], "weights": "hub"}  # defaults, without --from
 
 
 # --- one run from the command line -------------------------------------------------------------
 
 def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
     """Train once as `args` say; save under `name` unless it is None. Returns what was reached."""
-    recipe, device = recipe_of(args), open_device(args.device, recipe_of(args).precision)
+    recipe = recipe_of(args)
+    device = open_device(args.device, recipe.precision)
     torch.manual_seed(seed)
     network, made_by = network_of(args, seed)
-    facts = made_by | asdict(recipe) | {
-        "group": args.group, "leave_out": args.leave_out, "smoke": args.smoke, "seed": seed,
-        "data": data["train"].fingerprint,
-        # Threads, device and processes belong to it: with others the last bits differ.
-        "threads": torch.get_num_threads(), "device": device.device.type, "processes": device.world}
-    unfinished = unfinished_run(name) if name else None
-    reached = finished_run(name, facts) if args.resume else None
-    if reached:
+    facts = made_by | asdict(recipe) | facts_of(args, data, seed, device)
+    if args.resume and (reached := finished_run(name, facts)):
         say(f"{shown(checkpoints.path_of(name))} is finished already")
         return reached
-    if unfinished and not args.resume and not device.rank:
-        remove(unfinished)
+    unfinished = unfinished_run(name) if name else None
     state = unfinished_state(unfinished, facts) if args.resume else None
     if state:
         say(f"resuming after epoch {state['epoch']}")
+    elif unfinished and not device.rank:
+        remove(unfinished)
 
     def after_epoch(state: dict) -> None:
         if device.rank:
@@ -98,6 +95,14 @@ def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
     return reached
 
 
+def facts_of(args, data: dict, seed: int, device: Device) -> dict:
+    """What the outcome depends on besides network and recipe; --resume wants it unchanged."""
+    return {"group": args.group, "leave_out": args.leave_out, "smoke": args.smoke, "seed": seed,
+            "data": data["train"].fingerprint,
+            # Threads, device and processes belong to it: with others the last bits differ.
+            "threads": torch.get_num_threads(), "device": device.device.type, "processes": device.world}
+
+
 def recipe_of(args) -> Recipe:
     """The named recipe with what the flags change of it."""
     given = {"epochs": args.ep, "batch_size": args.bs, "lr": args.lr, "momentum": args.momentum,
@@ -112,7 +117,9 @@ def network_of(args, seed: int) -> tuple[torch.nn.Module, dict]:
     if start_name:
         network, content = checkpoints.load(start_name)
         made_by = {key: content[key] for key in ("architecture", "arguments")}
-        if args.size and hasattr(network, "size"):
+        if args.size and not hasattr(network, "size"):
+            raise TellError(f"--size is for networks of timm; {start_name} takes 32 pixels")
+        if args.size:
             network.size = made_by["arguments"]["size"] = args.size
     else:
         made_by = dict(zip(("architecture", "arguments"), architecture_of(args), strict=True))
@@ -138,8 +145,11 @@ def open_data(args, network: torch.nn.Module):
     """The set of --data as `network` takes it: at 32 pixels, or at natural size."""
     data = load(args.data, natural=hasattr(network, "size"))
     if isinstance(data, ImageSet):
-        if args.leave_out:
-            raise TellError(f"{args.data}: --leave-out needs pictures of several generators at natural size")
+        if args.leave_out or args.group != "content":
+            raise TellError(f"{args.data}: --leave-out and --group are for pictures at natural size")
+        if "generator" in network.heads:
+            raise TellError(f"{args.data}: a head generator needs pictures at natural size, as GenImage's; "
+                            "take --heads fake object")
         return data
     from natural import leave_out, with_split
     if not (data.splits == "train").any():
@@ -207,7 +217,7 @@ def epoch_line(row: dict, epochs: int) -> str:
                     if (key := f"val_{head}_accuracy") in row)
     return (f"epoch {row['epoch']:>2}/{epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:.2%} at 0.5, "
-            f"{row['val_accuracy_at_threshold']:.2%} at {row['threshold']:.3f}{heads}  "
+            f"{row['val_accuracy_at_threshold']:.2%} (balanced) at {row['threshold']:.3f}{heads}  "
             f"{row['seconds']:.1f} s")
 
 
@@ -217,7 +227,8 @@ def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: di
     found = logits(network, val, next(network.parameters()).device)
     checkpoints.write(path, checkpoints.pack(
         network, facts["architecture"], facts["arguments"], threshold=reached["threshold"],
-        threshold_source=f"highest accuracy on {source}", **calibration.kept(val.labels, found, source),
+        threshold_source=f"highest {accuracy_name(val.labels)} on {source}",
+        **calibration.kept(val.labels, found, source),
         data=val.name, fingerprint=val.fingerprint,
         pictures={split: len(part) for split, part in data.items()}, smoke=facts["smoke"],
         seed=reached["seed"], recipe=facts, epochs=facts["epochs"], metrics=reached,
@@ -234,6 +245,8 @@ def run_seeds(args) -> list[dict]:
     import joblib  # a fifth of a second, so only where it is needed
     workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
     settings = {key: value for key, value in os.environ.items() if key.startswith("TELL_")}
+    if workers > 1:
+        settings["LOCAL_WORLD_SIZE"] = str(workers)  # as torchrun sets it: each decodes on its share of cores
     jobs = (joblib.delayed(run_one_seed)(args, seed, settings, os.getpid())
             for seed in range(args.seed, args.seed + args.seeds))
     results = joblib.Parallel(n_jobs=workers)(jobs)
@@ -258,7 +271,8 @@ def run_one_seed(args, seed: int, settings: dict[str, str], starter: int) -> dic
 
 
 def print_seeds(results: list[dict]) -> None:
-    for key, name in (("val_accuracy", "at 0.5"), ("val_accuracy_at_threshold", "at chosen threshold")):
+    for key, name in (("val_accuracy", "at 0.5"),
+                      ("val_accuracy_at_threshold", "(balanced) at chosen threshold")):
         values = np.array([result[key] for result in results])
         deviation = f" ± {values.std(ddof=1):.2%} (sd)" if len(values) > 1 else ""
         print(f"validation accuracy {name}: {values.mean():.2%}{deviation}, "
@@ -274,9 +288,9 @@ def parser() -> Parser:
     add("-ep", "--epochs", dest="ep", type=whole_number(1), help="epochs (5; strong: 16)")
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth; without it nothing is saved")
-    add("--model", default="CIFAKE_CNN", help="CIFAKE_CNN (default), Compact, Wide, ResNet18, or one of timm")
+    add("--model", help="CIFAKE_CNN (default), Compact, Wide, ResNet18, or one of timm")
     add("--attn", action="store_true", help="CIFAKE_CNN with the SRM attention layer")
-    add("--heads", nargs="+", choices=["fake", "object", "generator"], default=["fake"],
+    add("--heads", nargs="+", choices=["fake", "object", "generator"],
         help="what the network answers (fake)")
     add("--recipe", choices=list(RECIPES), help="course for CIFAKE_CNN, finetune with --from, else strong")
     add("-lr", type=number_between(1e-8, 10), help="learning rate (0.001; strong: 0.4 at its peak)")
@@ -284,7 +298,7 @@ def parser() -> Parser:
     add("--from", dest="start", metavar="NAME",
         help="go on from the weights of this checkpoint; {seed} in NAME stands for the seed")
     add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
-    add("--weights", default="hub", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
+    add("--weights", metavar="hub|FILE", help="pretrained weights of a network of timm (hub)")
     add("--from-scratch", action="store_true", help="a network of timm without pretrained weights")
     add("--size", type=whole_number(32, 1024), help="pixels a side for a network of timm (224)")
     flags.add_data()
@@ -317,6 +331,25 @@ def check(args) -> None:
         raise TellError(f"--size is for networks of timm; {args.model} takes 32 pixels")
     if args.model in NETWORKS and "fake" not in args.heads:
         raise TellError(f"{args.model} needs the head fake; without it: a network of timm")
+    others = {*args.heads} & ({"object", "generator"} if args.model == "CIFAKE_CNN" else {"generator"})
+    if args.model in NETWORKS and others:
+        raise TellError(f"{args.model} has no head {min(others)}; a network of timm has it")
+    if {*args.heads} == {"object"}:
+        raise TellError("--heads object: tells no fake from real; add fake or generator")
+
+
+def check_network(args) -> None:
+    """Refuse flags of a new network that would change nothing; fill in the others."""
+    given = [flag for flag in (*NEW_NETWORK, "attn", "from_scratch") if getattr(args, flag)]
+    if args.start and given:
+        raise TellError(f"--{given[0].replace('_', '-')} is for a new network; --from {args.start} goes on "
+                        "with that one as it is")
+    for flag, value in NEW_NETWORK.items():
+        setattr(args, flag, getattr(args, flag) or value)
+    if not args.start and args.model in NETWORKS and {"weights", "from_scratch"} & {*given}:
+        raise TellError(f"--weights and --from-scratch are for networks of timm; {args.model} has no others")
+    if {"weights", "from_scratch"} <= {*given}:
+        raise TellError("--weights and --from-scratch exclude each other; give one")
 
 
 def warn_about_saving(args) -> None:
@@ -332,6 +365,7 @@ def warn_about_saving(args) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
+    check_network(args)
     check(args)
     network, made_by = network_of(args, args.seed)
     data = open_data(args, network)
@@ -346,7 +380,8 @@ def main(argv: list[str] | None = None) -> dict:
         return {"runs": results}
     reached = run(args, parts, args.seed, args.mf)
     print(f"kept epoch {reached['epoch']}: validation accuracy {reached['val_accuracy']:.2%} at 0.5, "
-          f"{reached['val_accuracy_at_threshold']:.2%} at the chosen threshold {reached['threshold']:.3f}")
+          f"{accuracy_name(parts['val'].labels)} {reached['val_accuracy_at_threshold']:.2%} at the chosen "
+          f"threshold {reached['threshold']:.3f}")
     return reached
 
 

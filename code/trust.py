@@ -21,7 +21,7 @@ from calibration import (
 )
 from datasets import SPLITS, set_name
 from files import Parser, TellError, atomic, command_line, folder, shown, write_csv
-from scoring import Z95, choose_threshold, read_scores, score, sigmoid, wilson
+from scoring import Z95, oracle_threshold, read_scores, score, sigmoid, wilson
 
 SHOWN = 20  # sources that are printed
 
@@ -111,7 +111,7 @@ def report(labels: np.ndarray, logits: np.ndarray, threshold: float, rule: dict 
 def of_both_classes(labels: np.ndarray, logits: np.ndarray, threshold: float, rule: dict | None) -> dict:
     labels, logits = both_classes(labels, logits)
     scores = sigmoid(logits)
-    oracle, accuracy = choose_threshold(labels, scores)
+    oracle, accuracy = oracle_threshold(labels, scores)
     row = {**balanced_accuracy(labels, (scores >= threshold) == labels), **auc_interval(labels, scores),
            "threshold_oracle": oracle, "accuracy_oracle": accuracy,
            **renamed(balanced_accuracy(labels, (scores >= oracle) == labels), "_oracle")}

@@ -1,4 +1,5 @@
 """From files to the cache: the same pictures from any form, and one clear line for each mishap."""
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from PIL import Image
 
 import cache
 import datasets
-from files import TellError, folder
+import leaks
+from files import TellError, command_line, folder
 from sources import files_of
 
 NOTHING_BUT_DATASETS = f"import sys; sys.path.insert(0, {str(CODE)!r}); import datasets; "
@@ -326,6 +328,37 @@ def test_fetch_without_network_says_what_to_do(monkeypatch):
         datasets.main(["fetch", "cifake"])
 
 
+def kaggle_error(status):
+    from kagglehub.exceptions import KaggleApiHTTPError
+    from requests import Response
+    response = Response()
+    response.status_code = status
+    return KaggleApiHTTPError(f"{status} Client Error.\n\nYou don't have permission", response=response)
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (lambda: OSError(errno.ENOSPC, "No space left on device"), ("no room for CIFAKE", "set TELL_DATA")),
+    (lambda: OSError(errno.EDQUOT, "Disk quota exceeded"), ("no room for CIFAKE (Disk quota", "free some")),
+    (lambda: PermissionError(errno.EACCES, "Permission denied", "x"), ("cannot be written", "denied: 'x'")),
+    (lambda: OSError(errno.EROFS, "Read-only file system"), ("cannot be written", "set TELL_DATA")),
+    (lambda: kaggle_error(401), ("401 Client Error.): Kaggle refused", "~/.kaggle", "import THE.zip")),
+    (lambda: kaggle_error(500), ("500 Client Error.); on a machine with a network",))])
+def test_a_failed_fetch_says_what_failed_and_what_to_do(error, words, monkeypatch, capsys):
+    import kagglehub
+
+    def failing(*args, **options):
+        raise error()
+    monkeypatch.setattr(kagglehub, "dataset_download", failing)
+    with pytest.raises(SystemExit) as caught:
+        command_line(lambda: datasets.main(["fetch", "cifake"]))
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert len(said.splitlines()) == 1
+    assert not [word for word in words if word not in said], said
+    assert ("machine with a network" in said) == ("500" in said)
+    assert (str(folder("data")) in said) == ("Client Error" not in said)
+
+
 def test_kagglehub_is_imported_only_by_fetch():
     code = NOTHING_BUT_DATASETS + "print('kagglehub' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -364,7 +397,27 @@ def test_import_takes_any_form_and_is_found_afterwards(small_cifake, tmp_path, e
     source = pack(small_cifake, tmp_path / f"download{ending}") if ending else small_cifake
     datasets.main(["import", str(source)])
     assert datasets.load("cifake").fingerprint == datasets.CIFAKE_FINGERPRINT
+    assert datasets.load("cifake").name == datasets.load("auto", natural=True).name == "cifake"
     assert datasets.set_name("auto") == "cifake"
+
+
+def test_a_cifake_that_is_not_as_published_has_another_name(tmp_path, monkeypatch, capsys):
+    tree = make_tree(folder("data") / "CIFAKE")
+    (tree / "test/REAL/0000.jpg").unlink()
+    data = datasets.load("cifake")
+    assert data.name == datasets.load("auto").name == datasets.load("auto", natural=True).name
+    assert data.name == "cifake-changed"
+    assert datasets.load(str(tree)).name == "CIFAKE"  # by its path it is a folder like any other
+    datasets.banner(data)
+    said = capsys.readouterr().out
+    assert "data: cifake-changed, 99 pictures" in said
+    assert "NOT CIFAKE as published: 99 readable pictures, where that has 120,000" in said
+    assert "datasets.py verify` names the differences" in said
+    assert datasets.main(["list"]).keys() == {"cifake-changed", "sample"}
+    with pytest.raises(TellError, match="the audit is of CIFAKE as published"):
+        leaks.main([])
+    monkeypatch.setattr(datasets, "CIFAKE_FINGERPRINT", data.fingerprint)
+    assert datasets.load("cifake").name == "cifake"
 
 
 def test_import_refuses_another_set(small_cifake, tmp_path):

@@ -1,5 +1,7 @@
 """Any bytes: decoded as a viewer would show them, or named; never a crash, never a lost file."""
 import io
+import tempfile
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from PIL import Image
 
 import decode as decode_module
-from cache import decode_file
+from cache import decode_chunk, decode_file
 from decode import DecodeError, decode
 
 GRADIENT = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
@@ -118,20 +120,35 @@ SEEDS = [jpeg(GRADIENT), encoded(PICTURE, "PNG"), encoded(PICTURE.quantize(8), "
          encoded(PICTURE, "TIFF")]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
-       st.floats(0, 1))
-def test_mutated_bytes_give_pixels_or_a_reason(data, changes, cut):
-    mutated = bytearray(data)
+def mutated(data, changes, cut):
+    found = bytearray(data)
     for where, value in changes:
-        mutated[int(where * (len(data) - 1))] = value
-    name, digest, found, note = decode_file("x.jpg", bytes(mutated[:max(1, int(cut * len(data)))]))
-    assert (name, len(digest)) == ("x.jpg", 32)
-    if found is None:
-        assert note
-    else:
-        assert found.shape == (32, 32, 3)
-        assert found.dtype == np.uint8
+        found[int(where * (len(data) - 1))] = value
+    return bytes(found[:max(1, int(cut * len(data)))])
+
+
+MUTATED = st.builds(mutated, st.sampled_from(SEEDS),
+                    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12), st.floats(0, 1))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(MUTATED, min_size=1, max_size=5))
+def test_mutated_bytes_give_pixels_or_a_reason(files):
+    chunk, first = [(f"{i}.jpg", data) for i, data in enumerate(files)], 3
+    alone = [decode_file(*file) for file in chunk]
+    for (name, _), (found_name, digest, found, note) in zip(chunk, alone, strict=True):
+        assert (found_name, len(digest)) == (name, 32)
+        assert note if found is None else (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
+    with tempfile.NamedTemporaryFile() as target:
+        entries = decode_chunk(chunk, first, Path(target.name))
+        written = np.fromfile(target.name, np.uint8).reshape(-1, 32, 32, 3)
+    assert [entry[0] for entry in entries] == [name for name, _ in chunk]  # good + named = all
+    good, named = ([entry for entry in entries if (entry[2] is None) == bad] for bad in (False, True))
+    assert all(note for *_, note in named)
+    rows = [row for *_, row, _ in good]
+    assert rows == list(range(first, first + len(good)))  # no picture takes another's place
+    pixels = [found for _, _, found, _ in alone if found is not None]
+    assert all((written[row] == one).all() for row, one in zip(rows, pixels, strict=True))
 
 
 def test_simplejpeg_reads_the_header_it_is_trusted_with():

@@ -224,6 +224,16 @@ def test_the_command_measures_and_draws_again(tree, capsys):
     assert {path.name: path.read_bytes() for path in folder("figures").iterdir()} == pictures
 
 
+def test_a_changed_cifake_is_measured_under_its_own_name():
+    make_tree(folder("data") / "CIFAKE", train=2, test=4)
+    torch.manual_seed(0)
+    checkpoints.write(checkpoints.path_of("new"), checkpoints.pack(
+        build("CIFAKE_CNN"), "CIFAKE_CNN", {}, threshold=0.5, threshold_source="none", data="x", seed=0))
+    rows = robustness.main(["-mf", "new", "--pictures", "4"])["rows"]
+    assert {row["data"] for row in rows} == {"cifake-changed"}
+    assert (folder("results") / "degradation-new-cifake-changed-test.csv").exists()
+
+
 def test_wrong_use_is_one_line(tree):
     assert_one_line(run_tell("degrade.py", "--data", tree), "nothing measured yet; name checkpoints with -mf")
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import checkpoints
 import fitting
 from classes import build
 from datasets import load
+from devices import Device
 from fitting import Average, Recipe, finished, fit, loss_of, plateaus
 
 
@@ -121,21 +123,70 @@ def test_an_interrupted_strong_run_ends_in_the_same_bits(data, stop):
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
-def test_two_processes_train_as_one(data, tmp_path):
+def trained_by(processes, name, *flags):
+    """A checkpoint of train.py in so many processes: (network, facts)."""
+    start = [sys.executable] if processes == 1 else [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port",
+        "29561"]
+    done = subprocess.run([*start, str(CODE / "train.py"), *flags, "-mf", name], text=True, timeout=300,
+                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    network, facts = checkpoints.load(name)
+    assert done.stdout.count("val accuracy") == facts["epochs"]  # said once, by the first process
+    assert facts["recipe"]["processes"] == processes
+    return network, facts
+
+
+def test_two_processes_train_as_one(data):
     """Same pictures, same steps: only the order of the sums differs, so weights agree to about 1e-6."""
     flags = ["--data", data.source, "-ep", "2", "-bs", "32", "-lr", "0.01"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, start in (("one", [sys.executable]),
-                        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-                                 "--master_port", "29561"])):
-        done = subprocess.run([*start, str(CODE / "train.py"), *flags, "-mf", name], env=environment,
-                              capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("val accuracy") == 2  # said once, by the first process
-    (one, facts), (two, others) = checkpoints.load("one"), checkpoints.load("two")
-    assert (facts["recipe"]["processes"], others["recipe"]["processes"]) == (1, 2)
+    (one, facts), (two, others) = trained_by(1, "one", *flags), trained_by(2, "two", *flags)
     for key, value in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[key], value, rtol=1e-4, atol=1e-5)
     assert others["metrics"]["val_loss"] == pytest.approx(facts["metrics"]["val_loss"], rel=1e-4)
     moved = one.fc3.weight - build("CIFAKE_CNN").fc3.weight
     assert moved.abs().max() > 1e-3  # it did train
+
+
+def test_two_processes_whiten_as_one(data):
+    flags = ["--data", data.source, "--model", "Compact", "-ep", "1", "-bs", "32", "--precision", "fp32"]
+    (one, _), (two, _) = trained_by(1, "one", *flags), trained_by(2, "two", *flags)
+    assert one.whitening.kernels.any()
+    assert torch.equal(two.whitening.kernels, one.whitening.kernels)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_whitens_as_one_would(data, rank):
+    """Before torch's processes tell each other theirs."""
+    def whitened(device):
+        network = build("Compact", width=8)
+        fit(network, data.split("train"), data.split("val"), replace(STRONG, epochs=0), device=device,
+            state={"epoch": 0, "history": [], "best": {"weights": network.state_dict()}})
+        return network.whitening.kernels
+
+    cpu = torch.device("cpu")
+    assert torch.equal(whitened(Device(cpu, None, rank, 2)), whitened(Device(cpu)))
+
+
+class Processes:
+    """What Fabric is asked for when a network is wrapped."""
+
+    def setup_module(self, network):
+        return network
+
+
+@pytest.mark.parametrize(("kind", "world", "synchronised"), [("cuda", 2, True), ("cuda", 1, False),
+                                                             ("cpu", 2, False)])
+def test_batchnorm_counts_over_all_gpus(kind, world, synchronised):
+    torch.manual_seed(0)
+    network = build("Backbone", name="efficientnet_b0", size=32, heads={"fake": 1}).eval()
+    pictures, keys = torch.randn(2, 3, 32, 32), list(network.state_dict())
+    before, weights = network(pictures), list(network.parameters())
+    wrapped = Device(torch.device(kind), Processes(), 0, world).wrap(network)
+    kinds = [isinstance(layer, torch.nn.SyncBatchNorm) for layer in wrapped.modules()
+             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    assert kinds
+    assert set(kinds) == {synchronised}
+    torch.testing.assert_close(wrapped(pictures), before)  # the activations inside timm's layers too
+    assert list(network.state_dict()) == keys
+    assert all(mine is theirs for mine, theirs in zip(network.parameters(), weights, strict=True))

@@ -69,6 +69,25 @@ def test_leaving_a_generator_out(tree, capsys):
         train.main([*NET, "--data", str(tree), "--leave-out", "dalle"])
 
 
+@pytest.mark.parametrize(("trained", "asked", "words"), [
+    ([], ["--leave-out", "glide"], "--leave-out glide: .* with none and has seen some"),
+    (["--leave-out", "adm"], ["--leave-out", "glide"], "with adm and has seen"),
+    (["--group", "set"], ["--group", "content"], "--group content: .* with set and has seen")])
+def test_another_split_than_the_one_trained_on_is_no_test(tmp_path, trained, asked, words):
+    for i, name in enumerate(("real/1", "real/2", "real/3", "fake/adm", "fake/glide", "fake/4")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        red = 40 if name.startswith("fake") else 200
+        for j in range(10):
+            (tmp_path / "mine" / name / f"{j}.png").write_bytes(picture(red, 100 * i + j, "PNG"))
+    data = ["--data", str(tmp_path / "mine")]
+    train.main([*NET, *data, "-ep", "1", "-bs", "8", "-mf", "mine", *trained])
+    with pytest.raises(TellError, match=words):
+        commands.main(["-mf", "mine", *data, *asked])
+    if trained[:1] == ["--leave-out"]:
+        row = commands.main(["-mf", "mine", *data, *trained])["models"][0]
+        assert row["fake_as_fake"] + row["fake_as_real"] == 10
+
+
 @pytest.fixture
 def own(tmp_path):
     """real/ and fake/ pictures of several sizes without a train folder, one of them broken."""

@@ -21,6 +21,7 @@ from PIL import Image
 import datasets
 import natural
 import sources
+from classes import build, feed
 from files import TellError, folder
 from genimage import GENERATORS, generator_of, imagenet_class
 from natural import PictureBatches, leave_out, open_pictures, with_split
@@ -674,6 +675,17 @@ def test_several_processes_share_each_batch(mixed):
 def test_a_batch_larger_than_the_set(mixed):
     with pytest.raises(TellError, match="batch size 25 is larger than the 24 pictures"):
         PictureBatches(open_pictures(str(mixed)), 25, 20, PLAIN, seed=0)
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(None, 8), ("4", 2), ("16", 1)])
+def test_each_process_decodes_on_its_share_of_the_cores(mixed, monkeypatch, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    data = open_pictures(str(mixed))
+    network = build("Backbone", name="resnet18", size=32, heads={"fake": 1})
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert feed(data, network, 4, "cpu").loader.num_workers == expected
 
 
 def test_the_workers_end_with_their_batches(mixed):

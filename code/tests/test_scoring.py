@@ -54,10 +54,56 @@ def test_interval_is_wilsons(hits, n):
 @given(LABELS_AND_SCORES)
 def test_no_threshold_is_better_than_the_chosen_one(pairs):
     labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
-    threshold, accuracy = scoring.choose_threshold(labels, scores)
-    assert ((scores >= threshold) == labels).mean() == pytest.approx(accuracy)
     others = np.concatenate(([0, 2], scores, scores + 1e-9))
-    assert accuracy >= max(((scores >= other) == labels).mean() for other in others) - 1e-12
+    for choose, accuracy_of in ((scoring.choose_threshold, metrics.balanced_accuracy_score),
+                                (scoring.oracle_threshold, metrics.accuracy_score)):
+        threshold, accuracy = choose(labels, scores)
+        if 0 < labels.sum() < len(labels) or choose is scoring.oracle_threshold:
+            assert accuracy_of(labels, scores >= threshold) == pytest.approx(accuracy)
+            assert accuracy >= max(accuracy_of(labels, scores >= other) for other in others) - 1e-12
+        else:
+            assert accuracy == ((scores >= threshold) == labels).mean() == 1
+
+
+def threshold_of_before(labels, scores):
+    """choose_threshold as it was when it maximised plain accuracy."""
+    values, group = np.unique(scores, return_inverse=True)
+    fakes = np.bincount(group, weights=labels.astype(bool), minlength=len(values))
+    reals = np.bincount(group, minlength=len(values)) - fakes
+    right = np.cumsum(np.append(0, reals)) + labels.sum() - np.cumsum(np.append(0, fakes))
+    above = np.nextafter(values, 2)
+    cuts = np.concatenate(([0.0], np.maximum((values[1:] + values[:-1]) / 2, above[:-1]), above[-1:]))
+    best = np.flatnonzero(right == right.max())
+    return float(cuts[best[np.argmin(abs(cuts[best] - 0.5))]]), float(right.max() / len(labels))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from(np.linspace(0, 1, 17).tolist())] * 2), min_size=1, max_size=60))
+def test_with_as_many_fakes_as_reals_the_threshold_has_the_bits_of_before(pairs):
+    labels, scores = np.tile(np.array([0, 1], np.uint8), len(pairs)), np.array(pairs).ravel()
+    assert scoring.choose_threshold(labels, scores) == threshold_of_before(labels, scores)
+    assert scoring.oracle_threshold(labels, scores) == threshold_of_before(labels, scores)
+    assert scoring.accuracy_name(labels) == "accuracy"
+
+
+def test_many_pictures_too_have_the_bits_of_before():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.array([0, 1], np.uint8), 5000)
+    for decimals in (2, 17):  # with many ties, and without
+        scores = np.round(np.clip(random.normal(0.4 + 0.2 * labels, 0.2), 0, 1), decimals)
+        assert scoring.choose_threshold(labels, scores) == threshold_of_before(labels, scores)
+
+
+def test_many_fakes_do_not_make_everything_fake():
+    random = np.random.default_rng(0)
+    labels = (np.arange(1000) % 5 > 0).astype(np.uint8)  # 80 %
+    scores = np.clip(random.normal(0.45 + 0.05 * labels, 0.1), 0, 1)
+    assert threshold_of_before(labels, scores)[0] < scores.min()
+    threshold, accuracy = scoring.choose_threshold(labels, scores)
+    found = scoring.score(labels, scores, threshold)
+    assert min(found["fake_recall"], found["real_recall"]) > 0.4
+    assert accuracy == pytest.approx((found["fake_recall"] + found["real_recall"]) / 2)
+    assert scoring.accuracy_name(labels) == "balanced accuracy"
 
 
 def test_of_equal_thresholds_the_one_nearest_to_a_half():

@@ -96,6 +96,15 @@ def test_features_of_the_simple_models():
     assert difficulty.spectrum_features(pictures).shape == (3, 3 * 32 * 17)
 
 
+@pytest.mark.parametrize("flags", [["simple", "--seeds", "2"], ["simple", "--every", "4"],
+                                   ["pictures", "--every", "4"]])
+def test_studies_refuse_flags_that_would_change_nothing(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        difficulty.main([*flags, "--data", "none"])
+    assert caught.value.code == 2
+    assert f"unrecognized arguments: {flags[1]}" in capsys.readouterr().err
+
+
 def test_difficulty_studies_run(tmp_path, capsys):
     tree = make_tree(tmp_path / "tree", train=200)
     flags = ["--data", str(tree), "--seeds", "2"]
@@ -106,5 +115,5 @@ def test_difficulty_studies_run(tmp_path, capsys):
     spread = {row["start"]: float(row["spread"]) for row in signal if row["layer"] == "fc3"}
     assert spread["he"] > 5 * spread["default"]
     assert {row["pictures"] for row in difficulty.main(["pictures", *flags])["rows"]} == {100, 300}
-    simple = difficulty.main(["simple", *flags])["rows"]
+    simple = difficulty.main(["simple", "--data", str(tree)])["rows"]
     assert all(row["val_accuracy"] > 0.9 for row in simple)

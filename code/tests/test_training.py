@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -40,6 +41,15 @@ def test_it_learns_and_describes_itself(easy, capsys):
     assert said.count("train loss") == said.count("val accuracy") == 4
     assert "CIFAKE_CNN: 61,241 parameters" in said
     assert sorted(path.name for path in folder("models").iterdir()) == ["one.pth"]
+
+
+def test_more_fakes_than_reals_are_weighed_and_named(easy, capsys):
+    for path in (easy / "train/REAL").glob("00[1-4]*.jpg"):
+        path.unlink()
+    reached = train.main(["-ep", "1", "-mf", "one", "--data", str(easy)])
+    _, facts = checkpoints.load("one")
+    assert facts["threshold_source"].startswith("highest balanced accuracy on ")
+    assert f"balanced accuracy {reached['val_accuracy_at_threshold']:.2%} at" in capsys.readouterr().out
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(easy):
@@ -185,6 +195,15 @@ def test_several_seeds(easy, capsys):
     assert stamps == {seed: checkpoints.path_of(f"many-s{seed}").stat().st_mtime_ns for seed in (4, 5, 6)}
 
 
+def test_seeds_share_the_cores(monkeypatch):
+    settings = []
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
+    monkeypatch.setattr(joblib, "Parallel", lambda n_jobs: lambda jobs: settings.extend(
+        arguments[2]["LOCAL_WORLD_SIZE"] for _, arguments, _ in jobs))
+    train.run_seeds(train.parser().parse_args(["--seeds", "3"]))
+    assert settings == ["3", "3", "3"]
+
+
 def test_each_seed_goes_on_from_its_own_checkpoint(easy):
     train.main(["-ep", "1", "-mf", "first", "--data", str(easy), "--seeds", "2"])
     train.main(["--from", "first-s{seed}", "-ep", "1", "-lr", "1e-8", "-mf", "second", "--data", str(easy),
@@ -211,6 +230,47 @@ def test_bfloat16_learns_too(easy):
 def test_frames_for_other_networks_are_refused(name):
     with pytest.raises(TellError, match=f"--model {name}: a frame for others; give a name of timm"):
         train.main(["--model", name])
+
+
+TIMM = ["--model", "resnet18", "--from-scratch", "--size", "32"]
+
+
+def test_heads_that_cannot_be_trained_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(TellError, match="sample: a head generator needs pictures at natural size"):
+        train.main([*TIMM, "--heads", "generator", "--data", "sample"])
+    with pytest.raises(TellError, match="--heads object: tells no fake from real; add fake or generator"):
+        train.main([*TIMM, "--heads", "object", "--data", "sample"])
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--from", "one", "--model", "CIFAKE_CNN"], "--model is for a new network; --from one goes on"),
+    (["--from", "one", "--heads", "fake"], "--heads is for a new network"),
+    (["--from", "one", "--attn"], "--attn is for a new network"),
+    (["--from", "one", "--weights", "hub"], "--weights is for a new network"),
+    (["--from", "one", "--from-scratch"], "--from-scratch is for a new network"),
+    (["--from", "one", "--size", "64"], "--size is for networks of timm; one takes 32 pixels"),
+    (["--model", "Compact", "--weights", "hub"], "are for networks of timm; Compact has no others"),
+    (["--from-scratch"], "are for networks of timm; CIFAKE_CNN has no others"),
+    ([*TIMM, "--weights", "hub"], "exclude each other"),
+    (["--heads", "fake", "object"], "CIFAKE_CNN has no head object; a network of timm has it"),
+    (["--model", "Compact", "--heads", "fake", "generator"], "Compact has no head generator"),
+    (["--group", "set", "--data", "sample"], "sample: --leave-out and --group are for pictures at natural")])
+def test_flags_that_would_change_nothing_are_refused(flags, words, monkeypatch):
+    monkeypatch.setattr(train, "parts_of", lambda *_: pytest.fail("trained"))
+    checkpoints.write(checkpoints.path_of("one"), checkpoints.pack(
+        build("CIFAKE_CNN"), "CIFAKE_CNN", {}, threshold=0.5, threshold_source="none", data="x", seed=0))
+    with pytest.raises(TellError, match=words):
+        train.main(flags)
+
+
+def test_the_recorded_facts_are_those_of_before(easy):
+    """Else --resume would refuse the runs of before."""
+    train.main(["-ep", "1", "-mf", "one", "--data", str(easy), "--smoke"])
+    facts = checkpoints.load("one")[1]["recipe"]
+    before = {"architecture": "CIFAKE_CNN", "arguments": {"attn": False}, "start": None, "freeze": [],
+              "group": "content", "leave_out": None, "lr": 0.001, "precision": "fp32", "schedule": "constant"}
+    assert facts | before == facts
 
 
 def test_a_diverging_run_stops_with_a_line(easy):
