@@ -10,6 +10,7 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -330,10 +331,8 @@ def test_fetch_without_network_says_what_to_do(monkeypatch):
 
 def kaggle_error(status):
     from kagglehub.exceptions import KaggleApiHTTPError
-    from requests import Response
-    response = Response()
-    response.status_code = status
-    return KaggleApiHTTPError(f"{status} Client Error.\n\nYou don't have permission", response=response)
+    return KaggleApiHTTPError(f"{status} Client Error.\n\nYou don't have permission",
+                              response=SimpleNamespace(status_code=status, request=None))
 
 
 @pytest.mark.parametrize(("error", "words"), [
