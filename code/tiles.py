@@ -27,7 +27,7 @@ from classes import fake_logit, pick_device
 from datasets import SPLITS, banner
 from decode import resize
 from files import Parser, command_line, folder, shown, whole_number, write_csv
-from scoring import BATCH_SIZE, choose_threshold, roc_auc, sigmoid, views, wilson
+from scoring import BATCH_SIZE, oracle_threshold, roc_auc, sigmoid, views, wilson
 
 LIMIT = 64   # tiles a picture
 FLAT = 12.0  # grey levels, standard deviation of green: 999 in 1,000 training pictures of CIFAKE have more
@@ -256,7 +256,7 @@ def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> lis
     """A row of numbers for each {way: (scores (n,), threshold)}; of several ways one for last minus first.
 
     Intervals of 95 %: Wilson's for accuracy, the bootstrap's percentiles for everything else. *_oracle: at
-    the threshold that choose_threshold finds on these very pictures.
+    the threshold of highest accuracy on these very pictures.
     """
     labels, n = labels.astype(bool), len(labels)
     draws = resampled(labels, list(found.values()))
@@ -273,7 +273,7 @@ def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> lis
 
 
 def oracle(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    cut, _ = choose_threshold(labels, scores)
+    cut, _ = oracle_threshold(labels, scores)
     accuracy, balanced, _ = rates(labels, scores, cut).tolist()
     return {"threshold_oracle": cut, "accuracy_oracle": accuracy, "balanced_accuracy_oracle": balanced}
 
