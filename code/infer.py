@@ -17,7 +17,6 @@ the workers; of a megapixel 2.8 ms here and 6 ms in the workers. Memory: 572 MB 
 at most 579 MB over 100,000.
 """
 import hashlib
-import os
 import re
 import time
 from collections import Counter
@@ -38,7 +37,7 @@ from classes import pick_device
 from decode import DecodeError, decode
 from files import Parser, TellError, atomic, command_line, shown, user_path, whole_number
 from gather import is_url, names_of, read, reason, root_of
-from natural import in_workers
+from natural import in_workers, own_cores
 from rows import WRITERS, Rows, partial_of, printable
 from scoring import BATCH_SIZE, sigmoid
 from tiles import LIMIT, WAYS, Seen, legible, means, overlay, own_way, see, size_of, sketch, view_logits
@@ -317,7 +316,7 @@ def parser() -> Parser:
     add("--explain", metavar="FOLDER", help="write a heat map of each picture there")
     add("--method", choices=METHODS, default=METHODS[0], help=f"of the heat maps ({METHODS[0]})")
     flags.add_device()
-    add("--workers", type=whole_number(0, 256), default=os.cpu_count(), metavar="N",
+    add("--workers", type=whole_number(0, 256), default=own_cores(), metavar="N",
         help="processes that decode (one a core)")
     add("--smoke", action="store_true", help=f"the first {SMOKE} files only")
     return flags
