@@ -19,7 +19,7 @@ FAMILIES = {"saved again": ("#0072B2", "o", ("JPEG", "WebP")),
             "as it is": (LINE, "*", ("clean",))}
 VIEWS = {"as they are": LINE, "re-saved": "#E69F00"}
 PRIORS = np.logspace(-4, np.log10(0.5), 60)
-SMALL = STYLE | {"figure.dpi": 90}  # a notebook of ten figures stays below 2 MB
+SMALL = STYLE | {"figure.dpi": 80}  # a notebook of ten figures stays below 2 MB
 Models = dict[str, list[dict[str, str]]]
 
 
