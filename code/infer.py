@@ -52,7 +52,7 @@ HEAVY = 70     # JPEG quality; 70 costs base_model 1 point of accuracy, 60 costs
 GREY_SUM = 3688  # of libjpeg's luminance table at quality 50
 CIFAKE_QUALITY = 75
 BLANK = "every tile is flat"
-METHODS = ("integrated gradients", "grad-cam", "lime", "shap", "occlusion")  # explain.py's, best first
+METHODS = ("integrated gradients", "grad-cam", "lime", "shap", "occlusion")  # explain.py's
 PREFERRED = ("compact", "base_model")
 
 

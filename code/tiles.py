@@ -195,7 +195,8 @@ def legible(maps: np.ndarray) -> np.ndarray:
     if len(maps) == 1:
         return maps
     k, side = len(maps), maps.shape[1] // CELL
-    return maps.reshape(k, side, CELL, side, CELL).mean(axis=(2, 4))
+    whole = maps[:, :side * CELL, :side * CELL]  # of a side that CELL does not divide a few pixels are lost
+    return whole.reshape(k, side, CELL, side, CELL).mean(axis=(2, 4))
 
 
 def overlay(picture: np.ndarray, boxes: np.ndarray, maps: np.ndarray) -> Image.Image:

@@ -169,6 +169,7 @@ def test_maps_of_several_tiles_are_means_of_cells_and_one_view_keeps_its_pixels(
     assert found.shape == (3, 4, 4)
     assert found[1, 0, 3] == pytest.approx(maps[1, :8, 24:].mean())
     assert (tiles.legible(maps[:1]) == maps[:1]).all()
+    assert tiles.legible(np.ones((2, 50, 50))).shape == (2, 6, 6)
 
 
 def test_test_py_compares_squashing_with_tiles_where_sizes_differ(tmp_path, capsys):
