@@ -83,7 +83,7 @@ def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
             return
         if unfinished:
             checkpoints.write(unfinished, {"recipe": facts, "state": state})
-        say(epoch_line(state["history"][-1], recipe.epochs))
+        say(epoch_line(state["history"][-1], recipe.epochs, accuracy_name(data["val"].labels)))
 
     state = fit(network, data["train"], data["val"], recipe, seed=seed, device=device, state=state,
                 after_epoch=after_epoch)
@@ -212,12 +212,13 @@ def require_same(path: Path, facts: dict, theirs: dict) -> None:
                         "threads, or start without --resume")
 
 
-def epoch_line(row: dict, epochs: int) -> str:
+def epoch_line(row: dict, epochs: int, kind: str) -> str:
     heads = "".join(f", {head} {row[key]:.2%}" for head in ("object", "generator")
                     if (key := f"val_{head}_accuracy") in row)
     return (f"epoch {row['epoch']:>2}/{epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:.2%} at 0.5, "
-            f"{row['val_accuracy_at_threshold']:.2%} (balanced) at {row['threshold']:.3f}{heads}  "
+            f"{kind.removesuffix('accuracy')}{row['val_accuracy_at_threshold']:.2%} at "
+            f"{row['threshold']:.3f}{heads}  "
             f"{row['seconds']:.1f} s")
 
 
@@ -271,8 +272,7 @@ def run_one_seed(args, seed: int, settings: dict[str, str], starter: int) -> dic
 
 
 def print_seeds(results: list[dict]) -> None:
-    for key, name in (("val_accuracy", "at 0.5"),
-                      ("val_accuracy_at_threshold", "(balanced) at chosen threshold")):
+    for key, name in (("val_accuracy", "at 0.5"), ("val_accuracy_at_threshold", "at chosen threshold")):
         values = np.array([result[key] for result in results])
         deviation = f" ± {values.std(ddof=1):.2%} (sd)" if len(values) > 1 else ""
         print(f"validation accuracy {name}: {values.mean():.2%}{deviation}, "
