@@ -222,18 +222,7 @@ def pictures(args, network: nn.Module, facts: dict) -> ImageSet | PictureSet:
         whole = with_split(whole, seed=0, group=facts["recipe"]["group"])
     banner(whole)
     part = whole.split(args.split)
-    n = SMOKE_PICTURES if args.smoke else args.pictures or len(part)
-    return part.take(lot(part.labels, n, args.seed))
-
-
-def lot(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """At most n of the pictures with these labels, drawn by lot, fakes as often as among all: sorted (n,).
-
-    Not every k-th: names of CIFAKE go round the ten classes, so every fifth picture is of eight of them.
-    """
-    random = np.random.default_rng(seed)
-    order = np.concatenate([random.permutation(np.flatnonzero(labels == label)) for label in (0, 1)])
-    return np.sort(order[np.linspace(0, len(order) - 1, min(n, len(order))).astype(int)])
+    return part.head(SMOKE_PICTURES if args.smoke else args.pictures or len(part))
 
 
 def run(args, name: str) -> str:

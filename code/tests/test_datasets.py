@@ -453,3 +453,16 @@ def test_meta_is_plain_json(tree):
     meta = next(folder("cache").glob("tree-*/meta.json"))
     assert set(json.loads(meta.read_text())) == {"n", "fingerprint", "unreadable"}
     assert os.access(meta, os.R_OK)
+
+
+def test_some_pictures_are_of_every_class_though_names_go_round():
+    n = 20_000
+    objects = (np.arange(n) % 10).astype(np.uint8)  # as CIFAKE's table has them
+    columns = dict.fromkeys(("paths", "splits", "sha256", "notes"), np.zeros(n))
+    whole = datasets.ImageSet(name="x", source="x", fingerprint="x", pixels=np.zeros(n), rows=np.arange(n),
+                              labels=np.arange(n) >= n // 2, objects=objects, unreadable=(), **columns)
+    some = whole.head(4000)
+    assert (np.diff(some.rows) > 0).all()
+    assert (len(some), int(some.labels.sum())) == (4000, 2000)
+    assert np.bincount(some.objects).min() > 350
+    assert whole.head(n + 1).rows.tolist() == list(range(n))

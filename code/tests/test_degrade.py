@@ -224,16 +224,6 @@ def test_the_command_measures_and_draws_again(tree, capsys):
     assert {path.name: path.read_bytes() for path in folder("figures").iterdir()} == pictures
 
 
-def test_pictures_by_lot_are_of_every_class_whose_names_go_round():
-    labels, objects = np.arange(20_000) >= 10_000, np.arange(20_000) % 10  # as CIFAKE's table has them
-    chosen = robustness.lot(labels, 4000, seed=0)
-    assert len(np.unique(chosen)) == 4000
-    assert (np.diff(chosen) > 0).all()
-    assert labels[chosen].sum() == 2000
-    assert np.bincount(objects[chosen]).min() > 350
-    assert robustness.lot(labels, 20_000, seed=1).tolist() == list(range(20_000))
-
-
 def test_a_changed_cifake_is_measured_under_its_own_name():
     make_tree(folder("data") / "CIFAKE", train=2, test=4)
     torch.manual_seed(0)
