@@ -106,7 +106,7 @@ def facts_of(args, data: dict, seed: int, device: Device) -> dict:
 def recipe_of(args) -> Recipe:
     """The named recipe with what the flags change of it."""
     given = {"epochs": args.ep, "batch_size": args.bs, "lr": args.lr, "momentum": args.momentum,
-             "precision": args.precision}
+             "object_weight": args.object_weight, "precision": args.precision}
     named = RECIPES[args.recipe or ("finetune" if args.start else RECIPE_OF.get(args.model, "strong"))]
     return replace(named, **{key: value for key, value in given.items() if value is not None})
 
@@ -295,6 +295,8 @@ def parser() -> Parser:
     add("--recipe", choices=list(RECIPES), help="course for CIFAKE_CNN, finetune with --from, else strong")
     add("-lr", type=number_between(1e-8, 10), help="learning rate (0.001; strong: 0.4 at its peak)")
     add("--momentum", type=number_between(0, 0.9999), help="momentum of SGD (0.9)")
+    add("--object-weight", type=number_between(0, 100),
+        help="of the object class's loss, beside 1 for the verdict's (0.3)")
     add("--from", dest="start", metavar="NAME",
         help="go on from the weights of this checkpoint; {seed} in NAME stands for the seed")
     add("--freeze", nargs="+", default=[], metavar="PART", help="parts that stay as they are, such as body")
@@ -368,6 +370,8 @@ def main(argv: list[str] | None = None) -> dict:
     check_network(args)
     check(args)
     network, made_by = network_of(args, args.seed)
+    if args.object_weight is not None and "object" not in network.heads:
+        raise TellError("--object-weight is for networks with the head object; this one has none")
     data = open_data(args, network)
     banner(data)
     print(", ".join(f"{key} {count:,}" for key, count in describe(data).items()))

@@ -4,14 +4,13 @@ import torch
 from conftest import make_tree
 
 import ablation
-from classes import build
 from files import folder, read_csv
 
 
 @pytest.mark.parametrize("name", list(ablation.VARIANTS))
 def test_every_variant_is_a_network_that_learns(name):
     variant = ablation.VARIANTS[name]
-    network = build("Compact", **variant.arguments)
+    network = variant.network(**variant.arguments)
     variant.change(network)
     if name != "learned-first":
         network.whitening.fit(torch.randn(40, 3, 32, 32))

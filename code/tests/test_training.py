@@ -253,6 +253,7 @@ def test_heads_that_cannot_be_trained_are_refused_before_any_work(monkeypatch):
     (["--model", "Compact", "--weights", "hub"], "are for networks of timm; Compact has no others"),
     (["--from-scratch"], "are for networks of timm; CIFAKE_CNN has no others"),
     ([*TIMM, "--weights", "hub"], "exclude each other"),
+    (["--object-weight", "1"], "--object-weight is for networks with the head object"),
     (["--heads", "fake", "object"], "CIFAKE_CNN has no head object; a network of timm has it"),
     (["--model", "Compact", "--heads", "fake", "generator"], "Compact has no head generator"),
     (["--group", "set", "--data", "sample"], "sample: --leave-out and --group are for pictures at natural")])
