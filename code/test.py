@@ -94,22 +94,30 @@ def pictures(args, network, facts: dict):
             raise TellError(f"{args.data}: --leave-out and --group are for pictures at natural size")
         return whole.split(args.split)
     from natural import leave_out
+    seen = facts.get("fingerprint") == whole.fingerprint  # then only its held part is a fair test
+    recipe = facts["recipe"] if seen else {}
+    if seen:
+        refuse_seen(args, recipe)
     if not (whole.splits == "train").any():
-        whole = split_anew(whole, args, facts)
+        whole = split_anew(whole, args, recipe.get("group"))
+    elif args.group:
+        raise TellError(f"{args.data}: --group is for a folder without train/; this one is split already")
     return (leave_out(whole, args.leave_out)[1] if args.leave_out else whole).split(args.split)
 
 
-def split_anew(whole, args, facts: dict):
+def refuse_seen(args, recipe: dict) -> None:
+    """TellError where the checkpoint was trained on these very pictures, but split in another way."""
+    for flag, asked in (("group", args.group), ("leave_out", args.leave_out)):
+        if asked and asked != recipe.get(flag):
+            raise TellError(f"--{flag.replace('_', '-')} {asked}: the checkpoint was trained on these "
+                            f"pictures with {recipe.get(flag) or 'none'} and has seen some of what this "
+                            "would test; score one that was trained with the same flag")
+
+
+def split_anew(whole, args, trained: str | None):
     """A set without a split of its own as train.py splits it, if asked for or trained on; else as it is."""
     from natural import with_split
-    seen = facts.get("fingerprint") == whole.fingerprint  # then only its held part is a fair test
-    recipe = facts["recipe"] if seen else {}
-    for flag, asked in (("group", args.group), ("leave_out", args.leave_out)):
-        if seen and asked and asked != recipe.get(flag):
-            raise TellError(f"--{flag.replace('_', '-')} {asked}: the checkpoint was trained on these "
-                            f"pictures with {recipe.get(flag) or 'none'} and has seen some of that test "
-                            "part; score one that was trained with the same flag")
-    group = args.group or recipe.get("group")
+    group = args.group or trained
     return with_split(whole, seed=0, group=group, left_out=args.leave_out) if group else whole
 
 

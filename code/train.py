@@ -144,6 +144,9 @@ def architecture_of(args) -> tuple[str, dict]:
 def open_data(args, network: torch.nn.Module):
     """The set of --data as `network` takes it: at 32 pixels, or at natural size."""
     data = load(args.data, natural=hasattr(network, "size"))
+    if data.objects.max(initial=-1) >= network.heads.get("object", 1000):
+        raise TellError(f"{args.data}: its pictures have object class {data.objects.max()}, the "
+                        f"network's head object knows 0 to {network.heads['object'] - 1}")
     if isinstance(data, ImageSet):
         if args.leave_out or args.group != "content":
             raise TellError(f"{args.data}: --leave-out and --group are for pictures at natural size")
@@ -154,6 +157,8 @@ def open_data(args, network: torch.nn.Module):
     from natural import leave_out, with_split
     if not (data.splits == "train").any():
         data = with_split(data, seed=0, group=args.group, left_out=args.leave_out)
+    elif args.group != "content":
+        raise TellError(f"{args.data}: --group is for a folder without train/; this one is split already")
     return leave_out(data, args.leave_out)[0] if args.leave_out else data
 
 

@@ -65,8 +65,23 @@ def test_leaving_a_generator_out(tree, capsys):
     row = commands.main(["-mf", "out", "--data", str(tree), "--leave-out", "glide"])["models"][0]
     assert (row["n"], row["fake_as_fake"] + row["fake_as_real"]) == (32, 8)
     assert (folder("results") / "metrics-out-GenImage-test-glide.csv").exists()
+    with pytest.raises(TellError, match="with glide and has seen some of what this would test"):
+        commands.main(["-mf", "out", "--data", str(tree), "--leave-out", "adm"])
     with pytest.raises(TellError, match="no generator is called 'dalle'"):
         train.main([*NET, "--data", str(tree), "--leave-out", "dalle"])
+
+
+def test_what_a_tree_cannot_answer_is_refused(tree, tmp_path):
+    split = ["--data", str(tree), "--group", "set"]
+    with pytest.raises(TellError, match="--group is for a folder without train/; this one is split already"):
+        train.main([*NET, *split])
+    network = ["--model", "resnet18", "--from-scratch", "--size", "32", "--heads", "fake", "object"]
+    train.main([*network, "--data", "sample", "-ep", "1", "--smoke", "-mf", "ten"])
+    with pytest.raises(TellError, match="--group is for a folder without train/"):
+        commands.main(["-mf", "ten", *split])
+    (tree / "ADM/train/nature/n01440764_0.JPEG").rename(tree / "ADM/train/nature/n01530575_0.JPEG")
+    with pytest.raises(TellError, match="have object class 10, the network's head object knows 0 to 9"):
+        train.main(["--from", "ten", "--data", str(tree)])
 
 
 @pytest.mark.parametrize(("trained", "asked", "words"), [
