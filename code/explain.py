@@ -235,7 +235,7 @@ def from_files(names: list[str], network: nn.Module) -> tuple[np.ndarray, list[s
 
 
 def from_set(args, network: nn.Module) -> tuple[np.ndarray, list[str]]:
-    """Pictures spread over a split, uint8 (n, 3, h, w), and their true labels."""
+    """Pictures of a split, drawn by lot, uint8 (n, 3, h, w), and their true labels."""
     whole = load(args.data, hasattr(network, "size"))
     banner(whole)
     data = whole.split(args.split).head(args.pictures)
@@ -251,7 +251,7 @@ def parser() -> Parser:
     source.add_argument("--data", default="auto", metavar="SET",
                         help="cifake, sample, a folder or an archive; auto: CIFAKE or else the sample (auto)")
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
-    add("--pictures", type=whole_number(1, 100), default=8, metavar="N", help="spread over the split (8)")
+    add("--pictures", type=whole_number(1, 100), default=8, metavar="N", help="drawn by lot (8)")
     add("-o", "--output", metavar="FILE.png", help="the figure (paper/figures/explain-NAME.png)")
     flags.add_device()
     return flags

@@ -276,7 +276,7 @@ def parser() -> Parser:
     flags.add_data()
     add("--split", choices=SPLITS, default="test", help="which part of the data (test)")
     add("--pictures", type=whole_number(2), default=500, metavar="N",
-        help="spread over the split (500)")
+        help="drawn by lot (500)")
     add("--hosts", type=whole_number(2), default=500, metavar="N",
         help="pictures of each class that take planted patches; most of the time goes there (500)")
     flags.add_device()

@@ -228,7 +228,7 @@ def parser() -> Parser:
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth")
     flags.add_data()
-    add("--pictures", type=whole_number(2), help="at most so many training pictures, evenly spread (all)")
+    add("--pictures", type=whole_number(2), help="at most so many training pictures, by lot (all)")
     add("--by-source", action="store_true", help="leave one source out at a time, in place of saving a probe")
     add("--group", choices=["content", "set"], default="content",
         help="what stays on one side when a folder without train/ is split: equal files, or its sets")

@@ -268,7 +268,7 @@ def parser() -> Parser:
         help="checkpoints to measure; without: draw again what has been measured")
     flags.add_data()
     add("--split", choices=["val", "test"], default="test", help="which part of the data (test)")
-    add("--pictures", type=whole_number(4), metavar="N", help="at most so many, evenly spread (all)")
+    add("--pictures", type=whole_number(4), metavar="N", help="at most so many, drawn by lot (all)")
     add("--seed", type=whole_number(0), default=0, help="of noise and of places of crops (0)")
     flags.add_device()
     add("--smoke", action="store_true",

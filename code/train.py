@@ -5,13 +5,13 @@
     python code/train.py -ep 10 -mf base_model --seeds 10        ten runs, one a core; seeds-NAME.csv
     python code/train.py -ep 10 -mf base_model --resume          go on where a killed run stopped
     python code/train.py --model Compact -mf compact_model       our own network for 32 pixels
-    python code/train.py --model Wide --heads fake object -mf wide         its wider form, our strongest
+    python code/train.py --model Wide --heads fake object -mf wide         its wider form
     python code/train.py --model Compact --recipe fast -mf fast  97 % in minutes
-    python code/train.py --model Compact --recipe robust -mf robust      half of the pictures degraded
+    python code/train.py --model Compact --recipe robust -ep 5 -mf robust     half of the pictures degraded
     python code/train.py --model ResNet18 --heads fake object -mf dual     verdict and object class at once
     python code/train.py --model efficientnet_b0 --from-scratch --size 64 -mf effnet     any network of timm
     python code/train.py --from effnet --data FOLDER -mf tuned   fine-tune on real/ and fake/ pictures
-    python code/train.py --from 'wide-s{seed}' --recipe strong -ep 12 -lr 0.2 -mf wide28 --seeds 5     longer
+    python code/train.py --from 'wide-s{seed}' --recipe strong -ep 12 -lr 0.2 -mf wide28     our strongest
     torchrun --nproc_per_node 8 code/train.py --model Compact -mf compact_model          eight GPUs
 
 Measured on CIFAKE's 90,000 training pictures: paper/results/ (accuracy) and bench.csv (time).
