@@ -7,6 +7,7 @@ Each run is BASE, the strong recipe for two epochs, with one thing changed. The 
 steps, a share of the run as large as 150 steps are of the strong recipe's sixteen epochs. Writes one row a
 run to paper/results/ablation.csv; notebook 07 makes the table.
 """
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from cache import OBJECTS
 from datasets import load
 from detectors import Compact, Halve, convolution
-from files import Parser, command_line, folder, read_csv, shown, whole_number, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, shown, whole_number, write_csv
 from fitting import Recipe, fit
 from train import RECIPES, parts_of
 
@@ -114,6 +115,14 @@ VARIANTS = {
 }
 
 
+def recipe_of(name: str) -> Recipe:
+    return replace(BASE, **VARIANTS[name].recipe)
+
+
+def digest_of(recipe: Recipe) -> str:
+    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]
+
+
 def run(name: str, seed: int, data: str) -> dict:
     """One training of one variant: its validation numbers after the last epoch."""
     torch.set_num_threads(1)
@@ -121,11 +130,12 @@ def run(name: str, seed: int, data: str) -> dict:
     variant, parts = VARIANTS[name], parts_of(load(data), smoke=False)
     network = variant.network(**{"objects": len(OBJECTS)} | variant.arguments)
     variant.change(network)
-    recipe: Recipe = replace(BASE, **variant.recipe)
+    recipe = recipe_of(name)
     network = network.to(memory_format=torch.channels_last)
     state = fit(network, parts["train"], parts["val"], recipe, seed=seed)
     last = state["history"][-1]
     return {"variant": name, "what": variant.what, "seed": seed, "epochs": recipe.epochs,
+            "recipe": digest_of(recipe), "data": parts["train"].name,
             "val_accuracy": last["val_accuracy"], "val_loss": last["val_loss"],
             "seconds": sum(row["seconds"] for row in state["history"])}
 
@@ -136,8 +146,12 @@ def main(argv: list[str] | None = None) -> dict:
     flags.add_argument("--seeds", type=whole_number(1), default=3, help="(3)")
     flags.add_argument("--data", default="auto", metavar="SET")
     args = flags.parse_args(argv)
-    path = folder("results") / "ablation.csv"
+    path, known = folder("results") / "ablation.csv", load(args.data).name
     rows = read_csv(path) if path.exists() else []
+    for row in rows:
+        if (row.get("data"), row.get("recipe")) != (known, digest_of(recipe_of(row["variant"]))):
+            raise TellError(f"{shown(path)}: of other pictures than {known}, or of another recipe; "
+                            "move it away")
     done = {(row["variant"], int(row["seed"])) for row in rows}
     wanted = [(name, seed) for seed in range(args.seeds) for name in args.only if (name, seed) not in done]
     jobs = [joblib.delayed(run)(name, seed, args.data) for name, seed in wanted]

@@ -23,15 +23,18 @@ import numpy as np
 import checkpoints
 import page
 import quiz
-from classes import parameters, pick_device
+from classes import pick_device
+from datasets import SMALL
 from decode import DecodeError, decode
 from files import Parser, TellError, command_line, folder, read_csv, shown, whole_number
 from infer import METHODS, PREFERRED, judge, preferred
 from sources import files_of
+from tiles import own_way
 
 HOSTS = ("127.0.0.1", "localhost")
 MAX_BYTES = 20_000_000   # of a request
 MAX_PIXELS = 40_000_000  # of a picture
+MAX_SIDE = 65_500  # pixels, of a JPEG
 WAITING = 16             # requests at a time; one more is told to come again
 FILE = r"(/[\w-][\w.-]*)+"  # no part starts with a dot
 OPEN = {"GET": rf"/|/tell\.(js|css)|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static){FILE}"
@@ -56,9 +59,9 @@ class Examiner:
         found = [(path, data) for path, data in files_of(library() / "examples.zip", path_of_picture)]
         self.examples = [page.address(data, "jpeg") for path, data in found if path.startswith("examples/")]
         self.questions = [self.question(path, data) for path, data in found if path.startswith("quiz/")]
-        self.elsewhere = page.elsewhere(
-            self.results(f"tiles-{self.name}-*.csv") or self.results("agiri-wild.csv"))
-        self.card = page.card(self.name, self.facts, parameters(self.network),
+        self.elsewhere = page.elsewhere(self.at_natural_size())
+        weights = sum(value.numel() for value in self.network.parameters())
+        self.card = page.card(self.name, self.facts, weights,
                               self.results(f"metrics-{self.name}-cifake-test.csv"), self.elsewhere)
 
     def question(self, path: str, data: bytes) -> dict:
@@ -68,6 +71,12 @@ class Examiner:
         return {"path": path, "label": int(path.split("/")[1] == "FAKE"),
                 "picture": page.shown_picture(pixels), "machine": {"FAKE": 1, "REAL": 0}.get(said),
                 "heat": page.heat_map(self.network, pixels, METHODS[0])}
+
+    def at_natural_size(self) -> list[dict[str, str]]:
+        """The rows on pictures of natural size, seen as this page shows them to the network."""
+        if own_way(self.network) == "tiles":
+            return self.results(f"tiles-{self.name}-*.csv") or self.results("agiri-wild.csv")
+        return [row for row in self.results(f"metrics-{self.name}-*-test.csv") if row["data"] not in SMALL]
 
     def results(self, pattern: str) -> list[dict[str, str]]:
         """The rows on this network in the files of paper/results that fit, none where there are none."""
@@ -133,6 +142,9 @@ def opened(data: bytes) -> tuple[np.ndarray, str]:
         pixels, note = decode(data)
     except DecodeError as error:
         raise TellError(re.sub(r" <_io\.\w+ object[^>]*>", "", str(error))) from error
+    if max(pixels.shape) > MAX_SIDE:
+        raise TellError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for this page (limit: "
+                        f"{MAX_SIDE:,} a side, JPEG's); code/infer.py takes longer ones")
     if pixels[..., 0].size > MAX_PIXELS:
         raise TellError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too many for this page "
                         f"(limit: {MAX_PIXELS / 1e6:.0f} million); code/infer.py takes larger ones")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import bench_lime
@@ -172,6 +173,20 @@ def single(name: str, unit: str, value: str) -> dict:
     return {"measure": name, "unit": unit, "reference": "", "tell": value, "ratio": "", "repeats": 1}
 
 
+@contextmanager
+def own_cache(path: str):
+    """TELL_CACHE as it is asked for, and afterwards as it was."""
+    before = os.environ.get("TELL_CACHE")
+    os.environ["TELL_CACHE"] = path
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TELL_CACHE"]
+        else:
+            os.environ["TELL_CACHE"] = before
+
+
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
     flags.add_argument("--repeats", type=whole_number(1), default=1, help="median of so many (1)")
@@ -179,14 +194,13 @@ def main(argv: list[str] | None = None) -> dict:
     found = find_cifake()
     if not found:
         raise TellError(f"the benchmark needs CIFAKE; {HOW_TO_GET_CIFAKE}")
-    with tempfile.TemporaryDirectory() as work:
-        os.environ["TELL_CACHE"] = f"{work}/cache"
+    with tempfile.TemporaryDirectory() as work, own_cache(f"{work}/cache"):
         bench = Bench(Path(work), found)
         rows = [measure(name, action, args.repeats) for name, action in measures(bench).items()]
         rows += [single("peak resident memory of train.py", "MB", f"{peak_memory(bench):.0f}"),
                  single("test accuracy of --recipe fast", "share", f"{bench.reached:.4f}")]
-    rows.append(bench_lime.main([]))
-    bench_natural.main([])
+        rows.append(bench_lime.main([]))
+        bench_natural.main([])
     about = checkpoints.surroundings_as_text()
     save_result("bench", [row | about for row in rows])
     return {"rows": rows}

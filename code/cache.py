@@ -36,7 +36,7 @@ OBJECTS = ("airplane", "automobile", "bird", "cat", "deer",
            "dog", "frog", "horse", "ship", "truck")
 SUFFIXES = {".jpg": 0} | {f" ({number}).jpg": number - 1 for number in range(1, len(OBJECTS) + 1)}
 VAL_SHARE = 0.1
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 CHUNK, CHUNK_BYTES = 256, 8_000_000  # what a process decodes at a time
 
 
@@ -252,13 +252,22 @@ def write_table(path: Path, entries: list[tuple], target: Path) -> None:
 def columns(entries: list[tuple]) -> dict[str, np.ndarray]:
     parts = [entry[0].split("/", 2) for entry in entries]
     labels = np.array([part[1] == "FAKE" for part in parts], np.uint8)
-    objects = np.array([object_class(part[2]) for part in parts], np.int8)
+    objects = object_classes([part[2] for part in parts])
     sha256 = np.frombuffer(b"".join(entry[1] for entry in entries), np.uint8).reshape(-1, 32)
     splits = carve_validation(np.array([part[0] for part in parts]), labels, objects, sha256)
     return {"rows": np.array([entry[2] for entry in entries], np.int64),
             "paths": np.array([entry[0] for entry in entries]), "splits": splits,
             "labels": labels, "objects": objects, "sha256": sha256,
             "notes": np.array([entry[3] for entry in entries])}
+
+
+def object_classes(names: list[str]) -> np.ndarray:
+    """int8 (n,): object_class of each file; all unknown (-1) unless all ten classes occur.
+
+    "0001.jpg" is an airplane among CIFAKE's names, and nothing in a folder of numbered pictures.
+    """
+    found = np.array([object_class(name) for name in names], np.int8)
+    return found if {*range(len(OBJECTS))} <= {*found.tolist()} else np.full_like(found, -1)
 
 
 def object_class(file_name: str) -> int:

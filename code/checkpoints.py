@@ -31,7 +31,9 @@ LARGE = 2_000_000  # parameters
 
 def path_of(name: str) -> Path:
     """NAME -> models/NAME.pth; NAME.pth of a file that exists or with a folder is taken as it is."""
-    given = user_path(name) if name.startswith("~") else Path(name)
+    given = user_path(name)
+    if not name.startswith("~"):
+        given = Path(name)
     if given.suffix == ".pth" and (given.parent != Path(".") or given.exists()):
         return given.resolve()
     return folder("models") / f"{name.removesuffix('.pth')}.pth"
@@ -81,9 +83,13 @@ def read(path: Path) -> dict:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.pth"))) or "none"
         raise TellError(f"{path}: no such checkpoint; in that folder: {known}")
-    with open(path, "rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise TellError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        raise TellError(f"{path}: cannot be read ({error.strerror})") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise TellError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types here, all of which mean this
@@ -167,7 +173,8 @@ def surroundings_as_text() -> dict[str, str]:
 
 
 def command() -> str:
-    return " ".join(["python", f"code/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    script = HERE / Path(sys.argv[0]).name
+    return " ".join(["python", f"code/{script.name}", *sys.argv[1:]]) if script.is_file() else "from Python"
 
 
 def versions() -> dict[str, str]:

@@ -113,7 +113,7 @@ def freeze(network: nn.Module, names: list[str]) -> None:
         except AttributeError as error:
             parts = ", ".join(name for name, _ in network.named_modules() if name.count(".") == 1)
             raise TellError(f"--freeze {name}: no such part; there are: {parts[:400]}") from error
-    network.frozen = tuple(names)
+    network.frozen = (*getattr(network, "frozen", ()), *names)
 
 
 def fake_logit(outputs: np.ndarray, heads: dict[str, int]) -> np.ndarray:

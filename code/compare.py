@@ -10,7 +10,7 @@ import re
 import numpy as np
 from scipy import stats
 
-from datasets import set_name
+from datasets import name_in_results
 from files import Parser, TellError, command_line, folder, read_csv, save_result
 from scoring import read_scores, sigmoid
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = flags.parse_args(argv)
     if args.one == args.two:
         raise TellError(f"{args.one} cannot be compared with itself")
-    data = set_name(args.data)
+    data = name_in_results(args.data)
     seeds = sorted(set(seeds_of(args.one, data)) & set(seeds_of(args.two, data)))
     if len(seeds) < 2:
         raise TellError(f"{folder('results')}: scores of {len(seeds)} common seeds of {args.one} and "

@@ -25,6 +25,7 @@ from cache import decode_all, fingerprint_of, open_cache
 from files import Parser, TellError, command_line, config, folder, make_folder, remove, shown, user_path
 from sources import ARCHIVES, ending, require_readable
 
+SMALL = ("cifake", "cifake-changed", "sample")  # pictures of 32 pixels in any case
 SPLITS = ("train", "val", "test")
 CIFAKE_FINGERPRINT = "8b6c7ccb5a18adaafe5aea84515fa0a09a3560aa5c4d60d140187899a9b5625c"
 KAGGLE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
@@ -75,7 +76,7 @@ class ImageSet:
     def require_both_classes(self) -> None:
         """TellError unless there are both real and fake pictures to learn from."""
         if not 0 < self.labels.sum() < len(self):
-            raise TellError(f"{self.source}: training needs REAL and FAKE pictures; it has: "
+            raise TellError(f"{self.source}: this needs REAL and FAKE pictures; it has: "
                             f"{', '.join(f'{key} {n:,}' for key, n in describe(self).items())}")
 
     def head(self, n: int) -> "ImageSet":
@@ -119,6 +120,12 @@ def set_name(name: str) -> str:
         return name
     found = re.sub(r"[^\w-]+", "_", user_path(name).name.split(".")[0]) or "root"
     return f"{found}_folder" if found in ("cifake", "sample") else found  # these are ours
+
+
+def name_in_results(name: str) -> str:
+    """set_name, with what load() calls a CIFAKE that differs from the published one."""
+    known = set_name(name)
+    return load(name).name if known == "cifake" and find_cifake() else known
 
 
 def find_set(name: str) -> Path:

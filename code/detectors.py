@@ -105,11 +105,16 @@ class Compact(nn.Module):
         return self.head(self.stages(self.whitening(x)).mean(dim=(2, 3)))
 
 
+def enlarged(x: Tensor, size: int) -> Tensor:
+    """Pictures (batch, 3, h, w) of less than `size` at size x size: bicubic, as Pillow does in tiles.py."""
+    return x if x.shape[-1] >= size else F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
+
+
 class Backbone(nn.Module):
     """A network of timm by its name, with linear heads: (batch, 3, h, w) float -> logits (batch, columns).
 
-    Pictures smaller than `size` are enlarged to it (bilinear), which is a change of its own: no detail
-    is added, and traces at the finest scale become coarser. weights: nothing, "hub", or a file.
+    Pictures smaller than `size` are enlarged to it, which is a change of its own: no detail is added, and
+    traces at the finest scale become coarser. weights: nothing, "hub", or a file.
     """
 
     def __init__(self, name: str, heads: dict[str, int], size: int, weights: str | None = None):
@@ -120,9 +125,7 @@ class Backbone(nn.Module):
         self.head = nn.Linear(self.body.num_features, sum(heads.values()))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] < self.size:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=False)
-        return self.head(self.body(x))
+        return self.head(self.body(enlarged(x, self.size)))
 
 
 def timm_body(name: str, weights: str | None) -> nn.Module:

@@ -39,6 +39,7 @@ from lime_shap import (
     score_all,
     shap,
 )
+from natural import held_part
 
 SMALLEST = 7  # side of the smallest map that Grad-CAM is taken from
 STEPS = 32    # of the path of integrated gradients
@@ -234,11 +235,11 @@ def from_files(names: list[str], network: nn.Module) -> tuple[np.ndarray, list[s
     return np.stack(pictures), captions
 
 
-def from_set(args, network: nn.Module) -> tuple[np.ndarray, list[str]]:
+def from_set(args, network: nn.Module, facts: dict) -> tuple[np.ndarray, list[str]]:
     """Pictures of a split, drawn by lot, uint8 (n, 3, h, w), and their true labels."""
     whole = load(args.data, hasattr(network, "size"))
     banner(whole)
-    data = whole.split(args.split).head(args.pictures)
+    data = held_part(whole, facts, args.split).head(args.pictures)
     return pictures_of(data, network), [("real", "fake")[label] for label in data.labels]
 
 
@@ -260,7 +261,7 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
     network, facts = checkpoints.load(args.mf, pick_device(args.device))
-    pictures, names = from_files(args.input, network) if args.input else from_set(args, network)
+    pictures, names = from_files(args.input, network) if args.input else from_set(args, network, facts)
     maps = {name: method(network, pictures) for name, method in METHODS.items()}
     logits = score_all(network, normalised(network, pictures))
     verdicts, scores, _ = said_of(logits, facts["threshold"], facts.get("calibration"))

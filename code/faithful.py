@@ -30,6 +30,7 @@ from datasets import SPLITS, banner, load
 from explain import METHODS, pictures_of
 from files import Parser, command_line, save_result, whole_number
 from lime_shap import GRID, cells_of, explanation, lime, masked_logits, mean_colour, normalised, score_all
+from natural import held_part
 from planted import interval
 
 STEPS = 16                         # of the curves; 4 of the 64 cells each
@@ -247,10 +248,10 @@ def print_planted(rows: list[dict]) -> None:
 
 def examine(name: str, args) -> dict[str, list[dict]]:
     """Both tables of one checkpoint, printed and written."""
-    network, _ = checkpoints.load(name, pick_device(args.device))
+    network, facts = checkpoints.load(name, pick_device(args.device))
     whole = load(args.data, hasattr(network, "size"))
     banner(whole)
-    data, model = whole.split(args.split), checkpoints.model_name(name)
+    data, model = held_part(whole, facts, args.split), checkpoints.model_name(name)
     n = SMOKE_PICTURES if args.smoke else args.pictures
     start, about = time.perf_counter(), {"model": model, "data": data.name, "split": args.split}
     faithful = [about | row for row in table(measured(network, pictures_of(data.head(n), network)))]

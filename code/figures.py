@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from cache import OBJECTS
-from datasets import SPLITS, ImageSet, set_name
+from datasets import SPLITS, ImageSet, name_in_results
 from files import Parser, TellError, atomic, command_line, folder, read_csv, shown
 from fitting import merit
 from scoring import average_precision, read_scores, roc_auc, sigmoid
@@ -300,7 +300,7 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
-    data = set_name(args.data)
+    data = name_in_results(args.data)
     figure = run_figure(args.mf, data, args.split)
     stem = args.mf if (data, args.split) == ("cifake", "test") else f"{args.mf}-{data}-{args.split}"
     path = folder("figures") / f"{stem}.png"

@@ -127,8 +127,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, every value as its text; TellError where there is no such file."""
     if not path.exists():
         raise TellError(f"{shown(path)}: not there; the lab log and --help say which command writes it")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TellError(f"{shown(path)}: no CSV file in UTF-8 ({error})") from error
 
 
 def remove(path: Path) -> None:
@@ -167,7 +170,8 @@ def whole_number(low: int, high: int = 2**31 - 1):
     def parse(text: str) -> int:
         value = int(text) if text.isascii() and text.isdecimal() else low - 1
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}"
+                                              + (f" and at most {high}" if high < 2**31 - 1 else ""))
         return value
     return parse
 

@@ -148,7 +148,10 @@ class Run:
 
     def step(self, pixels: Tensor, targets: Tensor, factor: float) -> Tensor:
         """One step of training; returns the loss."""
-        output = self.wrapped(pixels)
+        try:
+            output = self.wrapped(pixels)
+        except ValueError as error:  # of BatchNorm, where one picture leaves it one value
+            raise TellError(f"-bs {self.recipe.batch_size}: {error}; take a larger one") from error
         loss = loss_of(output.float(), targets, self.network.heads, self.recipe)
         self.device.backward(loss)
         self.optimizer.step(factor)

@@ -66,9 +66,11 @@ def sort_questions(source: Path, target: Path) -> dict[str, int]:
     source: folder or archive with JSON lists of {"image": FILE, "metadata": {"generator": NAME}} beside the
     pictures. Writes target/{real,fake}/GENERATOR/FOLDER_FILE. TellError for an unknown generator.
     """
-    files = {name: content if isinstance(content, bytes) else Path(content).read_bytes()
-             for name, content in sources.files_of(sources.require_readable(source), last_two)}
-    generators = {}
+    files, generators = {}, {}
+    for name, content in sources.files_of(sources.require_readable(source), last_two):
+        if name in files:
+            raise TellError(f"{source}: two files are called {name}; rename one of the folders")
+        files[name] = content if isinstance(content, bytes) else Path(content).read_bytes()
     for name, content in files.items():
         if name.endswith(".json"):
             generators |= generators_of(name, content)
@@ -77,8 +79,9 @@ def sort_questions(source: Path, target: Path) -> dict[str, int]:
         if place in files:  # lists of answers name pictures that stand in another folder
             counts[GENERATORS[index]] += 1
             path = target / ("fake" if index else "real") / GENERATORS[index] / place.replace("/", "_")
-            with atomic(path) as file:
-                file.write(files[place])
+            if not path.exists() or path.read_bytes() != files[place]:
+                with atomic(path) as file:
+                    file.write(files[place])
     if not any(counts.values()):
         raise TellError(f"{source}: no list of questions with pictures beside it")
     return counts
@@ -90,13 +93,17 @@ def last_two(parts: tuple[str, ...]) -> str:
 
 def generators_of(name: str, content: bytes) -> dict[str, int]:
     """{folder/image: index of its generator} of one list of questions."""
+    try:
+        items = [(item["image"], item["metadata"]["generator"]) for item in json.loads(content)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TellError(f"{name}: not a list of questions, each with an image and its generator "
+                        f"({type(error).__name__}: {error})") from error
     found = {}
-    for item in json.loads(content):
-        text = item["metadata"]["generator"]
+    for image, text in items:
         index = 0 if text == "natural" else generator_of(text)
         if index < 0:
-            raise TellError(f"{name}: {item['image']} is by {text!r}, which is no generator of GenImage")
-        found[f"{name.split('/')[0]}/{item['image']}"] = index
+            raise TellError(f"{name}: {image} is by {text!r}, which is no generator of GenImage")
+        found[f"{name.split('/')[0]}/{image}"] = index
     return found
 
 

@@ -34,6 +34,7 @@ import checkpoints
 from cache import SIZE
 from calibration import calibrated, verdicts
 from classes import pick_device
+from datasets import SMALL
 from decode import DecodeError, decode
 from files import Parser, TellError, atomic, command_line, shown, user_path, whole_number
 from gather import is_url, names_of, read, reason, root_of
@@ -97,7 +98,7 @@ class Eye:
 
     @classmethod
     def of(cls, network: nn.Module, facts: dict, way: str | None = None, limit: int = LIMIT) -> "Eye":
-        small = not hasattr(network, "size") or facts["data"] in ("cifake", "sample")
+        small = not hasattr(network, "size") or facts["data"] in SMALL
         return cls(size_of(network), way or own_way(network), limit, facts["data"] if small else "",
                    "calibration" in facts)
 
@@ -117,8 +118,8 @@ class Eye:
         quality = jpeg_quality(file)
         if self.trained_on and (seen.height, seen.width) != (SIZE, SIZE):
             yield f"trained on pictures of {SIZE}x{SIZE} pixels only ({self.trained_on})"
-        elif self.trained_on == "cifake" and file and abs((quality or 0) - CIFAKE_QUALITY) > 10:
-            yield f"trained on JPEG files of quality {CIFAKE_QUALITY} only (cifake)"
+        elif self.trained_on.startswith("cifake") and file and abs((quality or 0) - CIFAKE_QUALITY) > 10:
+            yield f"trained on JPEG files of quality {CIFAKE_QUALITY} only ({self.trained_on})"
         if quality is not None and quality < HEAVY:
             yield f"heavily compressed: JPEG quality {quality:.0f}"
 

@@ -26,6 +26,7 @@ from explain import pictures_of
 from faithful import ALL, in_cells, shuffled
 from files import Parser, TellError, command_line, save_result, whole_number
 from lime_shap import GRID, cells_of, normalised, score_all
+from natural import held_part
 from planted import DRAWS, interval
 
 METHODS = ("grad-cam", "integrated gradients", "lime, mean colour")  # as published; faithful.py's best two
@@ -193,10 +194,10 @@ def swaps(network: nn.Module, data, pictures: np.ndarray, where: dict[str, np.nd
 
 def examine(name: str, args) -> dict[str, list[dict]]:
     """The three tables of one checkpoint, printed and written."""
-    network, _ = checkpoints.load(name, pick_device(args.device))
+    network, facts = checkpoints.load(name, pick_device(args.device))
     whole, start = load(args.data, hasattr(network, "size")), time.perf_counter()
     banner(whole)
-    part, model = whole.split("test"), checkpoints.model_name(name)
+    part, model = held_part(whole, facts, "test"), checkpoints.model_name(name)
     data = part.take(pairs(part, 1 if args.smoke else args.pictures).ravel())
     found = {kind: [{"model": model, "data": whole.name} | row for row in rows]
              for kind, rows in measured(network, data).items()}

@@ -190,8 +190,9 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"{len(theirs):,} pairs: {counts}")
     pictures, rows = versions(originals, theirs), []
     for name in args.mf or models_here():
-        rows += measure(name, pictures, pick_device(args.device))
-        print_rows(rows[-len(pictures) * len(SPLITS):])
+        mine = measure(name, pictures, pick_device(args.device))
+        print_rows(mine)
+        rows += mine
     save_models(f"lossless{'-smoke' if args.smoke else ''}", rows)
     return {"rows": rows}
 

@@ -6,15 +6,16 @@ between (Koutlis and Papadopoulos, "RINE", arXiv:2402.19091). general.py fits th
 import torch
 from torch import Tensor, nn
 
-from detectors import timm_body
+from detectors import enlarged, timm_body
 from files import TellError
 
 
 class General(nn.Module):
     """Channel means and spreads of some blocks of a network of timm, frozen, then a linear layer.
 
-    (batch, 3, h, w) float -> logits (batch, 1). name: a network of the EfficientNet family; blocks: which
-    stages are read, from 0; weights: nothing, "hub", or a file. Later stages are not kept.
+    (batch, 3, h, w) float -> logits (batch, 1); smaller pictures are enlarged to `size`. name: a network of
+    the EfficientNet family; blocks: which stages are read, from 0; weights: nothing, "hub", or a file. Later
+    stages are not kept.
     """
 
     heads = {"fake": 1}
@@ -45,4 +46,4 @@ class General(nn.Module):
         return torch.cat(found, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.head(self.features(enlarged(x, self.size)))

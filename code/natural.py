@@ -225,6 +225,19 @@ def with_split(data: PictureSet, seed: int, shares=(0.6, 0.2, 0.2), group: str =
     return replace(data, splits=np.where(own, "test", np.array(SPLITS)[side[units]]))
 
 
+def held_part(data, facts: dict, split: str):
+    """One part of a set, an ImageSet or a PictureSet; split as it was for the checkpoint, if for that.
+
+    A folder without train/ is all test, but for the network that train.py trained on a part of it.
+    facts: as checkpoints.load gives them.
+    """
+    seen = facts.get("fingerprint") == data.fingerprint and isinstance(data, PictureSet)
+    if seen and not (data.splits == "train").any():
+        recipe = facts["recipe"]
+        data = with_split(data, 0, group=recipe["group"], left_out=recipe.get("leave_out"))
+    return data.split(split)
+
+
 def units_of(data: PictureSet, sets: bool) -> tuple[np.ndarray, np.ndarray]:
     """What has to stay together: int (n,), the unit of each picture; S32 (units,), its least hash."""
     hashes, same = np.unique(np.ascontiguousarray(data.sha256).view("S32").ravel(), return_inverse=True)

@@ -111,14 +111,15 @@ def in_words(row: dict, calibrated: bool) -> str:
 
 
 def elsewhere(rows: list[dict[str, str]]) -> str:
-    """How right the network is on pictures of natural size, from the rows of tiles.py; "" without any."""
-    found = [row for row in rows if row["way"] == "tiles"]
+    """How right the network is on pictures of natural size, from rows of tiles.py or test.py; "" without."""
+    found = [row for row in rows if row.get("way", "tiles") == "tiles"]
     if not found:
         return ""
-    value, low, high = (float(found[0][key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    value, low, high, majority = (float(found[0][key]) for key in (
+        "accuracy", "accuracy_low", "accuracy_high", "majority"))
     said = (f"On {int(found[0]['n']):,} pictures of natural size this network was right on {percent(value)} "
             f"(95 % interval {percent(low)} to {percent(high)}; set: {found[0]['data']})")
-    return said + (": no better than a coin" if low < 0.5 else "")
+    return said + (f": no better than always saying the same, {percent(majority)}" if low < majority else "")
 
 
 def warnings_list(row: dict) -> str:
@@ -138,7 +139,8 @@ def scale_bar(row: dict) -> str:
 def verdict_html(row: dict, calibrated: bool, note: str, elsewhere: str) -> str:
     """Verdict and what to think of it; note: of decode(); elsewhere: for pictures of another size only."""
     treated = f"{note}; {row['treatment']}" if note else row["treatment"]
-    doubt = "" if treated == "whole" else f'<p class="tell-doubt">{escape(elsewhere or UNMEASURED)}.</p>'
+    doubt = f'<p class="tell-doubt">{escape(elsewhere or UNMEASURED)}.</p>'
+    doubt = "" if row["treatment"] == "whole" else doubt
     return (f'<h2 class="tell-verdict" style="--verdict:{COLOURS[row["verdict"]]}" data-verdict="'
             f'{row["verdict"]}">{HEADLINES[row["verdict"]]}</h2>{doubt}'
             f"<p>{in_words(row, calibrated)}</p>{scale_bar(row)}{warnings_list(row)}"

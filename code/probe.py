@@ -213,7 +213,8 @@ def train_probe(args, network: nn.Module, made_by: dict, data) -> dict:
         threshold_source=f"highest {kind} on {source}",
         **calibration.kept(labels["val"], logits["val"], source),
         pictures=counts, seed=None, smoke=args.smoke, metrics=reached,
-        recipe={"probe": True, "group": args.group, "start": args.start}, **checkpoints.surroundings()))
+        recipe={"probe": True, "group": args.group, "leave_out": args.leave_out, "start": args.start},
+        **checkpoints.surroundings()))
     print(f"checkpoint: {shown(path)}")
     return reached
 

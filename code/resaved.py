@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import checkpoints
 import genimage
+import sources
 from datasets import find_set
 from decode import decode
 from files import TellError, atomic, folder, make_folder
@@ -93,7 +94,7 @@ def consistent(data: PictureSet) -> PictureSet:
 def asked_about(name: str) -> PictureSet:
     """The pictures of a question-answering set, which are sorted into the cache first."""
     source = find_set(name)
-    target = folder("cache") / "questions" / source.name.split(".")[0]
+    target = folder("cache") / "questions" / sources.signature(source)[:12] / source.name.split(".")[0]
     genimage.sort_questions(source, target)
     return consistent(open_pictures(str(target)))
 
@@ -139,10 +140,12 @@ def measure(network: nn.Module, pool: Pool, seeds: int, beside: list[str]) -> di
 
     network: a General, for its features; beside: checkpoints, for their logits. Kept in the cache.
     """
-    found = kept(pool, seeds, (network.stem, network.stages), partial(own_features, network))
+    own = f"{network.size} {network.read} {network.normalisation}"
+    found = kept(pool, seeds, own, (network.stem, network.stages), partial(own_features, network))
     for name in beside:
         other = checkpoints.load(name)[0]
-        found |= kept(pool, seeds, (other,), partial(others_logits, name, other))
+        found |= kept(pool, seeds, f"{name} {other.normalisation}", (other,),
+                      partial(others_logits, name, other))
     return found
 
 
@@ -155,12 +158,13 @@ def views(pool: Pool, seeds: int) -> Iterator[tuple[list[np.ndarray], list[tuple
                [outside, *((found[0], *found[2:5]) for found in map(header, files))])
 
 
-def kept(pool: Pool, seeds: int, parts: tuple[nn.Module, ...], look: Callable) -> dict[str, np.ndarray]:
+def kept(pool: Pool, seeds: int, own: str, parts: tuple[nn.Module, ...], look: Callable
+         ) -> dict[str, np.ndarray]:
     """{name: float32 (n, 1 + seeds * VIEWS, k)} of what look(pictures, files) gives; from the cache if there.
 
-    parts: the networks that it depends on.
+    parts: the networks that it depends on; own: what else of them, in words.
     """
-    digest = hashlib.sha256(pool.sha256.tobytes() + f"{seeds} {VIEWS} {LEAST} 1".encode())
+    digest = hashlib.sha256(pool.sha256.tobytes() + f"{seeds} {VIEWS} {LEAST} 1 {own}".encode())
     for value in (value for part in parts for value in part.state_dict().values()):
         digest.update(value.contiguous().numpy().tobytes())
     path = make_folder(folder("cache"), "TELL_CACHE") / f"general-{digest.hexdigest()[:24]}.npz"

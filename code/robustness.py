@@ -30,8 +30,9 @@ from decode import resize
 from degrade import DEGRADATIONS, degrade, require_known
 from figures import STYLE
 from files import Parser, TellError, atomic, folder, read_csv, shown, whole_number, write_csv
-from natural import PictureSet, with_split
-from scoring import Z95, logits, oracle_threshold, score, sigmoid, wilson
+from natural import PictureSet, held_part
+from scoring import logits, oracle_threshold, roc_auc, score, sigmoid, wilson
+from trust import auc_interval
 
 SMOKE_PICTURES = 200
 
@@ -105,9 +106,10 @@ def curves(network: nn.Module, threshold: float, data: ImageSet | PictureSet, ki
 def measure(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
     """The numbers of a row of `curves` from labels (n,) of both classes and P(fake) scores (n,)."""
     oracle, _ = oracle_threshold(labels, scores)
-    area, low, high = auc_interval(labels, scores)
+    area = auc_interval(labels, scores)
     return {"n": len(labels), "majority": max(labels.mean(), 1 - labels.mean()),
-            "auc": area, "auc_low": low, "auc_high": high, **rates(labels, scores, threshold),
+            "auc": roc_auc(labels, scores), "auc_low": area["roc_auc_low"], "auc_high": area["roc_auc_high"],
+            **rates(labels, scores, threshold),
             **{f"oracle_{key}": value for key, value in rates(labels, scores, oracle).items()}}
 
 
@@ -121,24 +123,6 @@ def rates(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str,
         low, high = wilson(hits, n)
         row |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
     return row
-
-
-def auc_interval(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
-    """Area under the ROC curve of labels (n,) and scores (n,), and its 95 % interval within [0, 1].
-
-    E. R. DeLong, D. M. DeLong, D. L. Clarke-Pearson, Biometrics 44, 1988: the variance of each fake's share
-    of reals below it and of each real's share of fakes above it, ties half. Two of a class at least.
-    """
-    reals, fakes = (np.sort(scores[labels == label]) for label in (0, 1))
-    below, above = share_below(fakes, reals), 1 - share_below(reals, fakes)
-    area, half = below.mean(), Z95 * np.sqrt(below.var(ddof=1) / len(fakes) + above.var(ddof=1) / len(reals))
-    return float(area), float(max(0, area - half)), float(min(1, area + half))
-
-
-def share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each value the share of `others`, sorted, that lies below it, equal ones half."""
-    below, not_above = (np.searchsorted(others, values, side) for side in ("left", "right"))
-    return (below + not_above) / (2 * len(others))
 
 
 # --- figures -----------------------------------------------------------------------------------
@@ -217,11 +201,8 @@ def pictures(args, network: nn.Module, facts: dict) -> ImageSet | PictureSet:
     whole = load(args.data, natural=True)
     if isinstance(whole, PictureSet) and not hasattr(network, "size") and args.split == "val":
         raise TellError(f"{args.data}: for networks of {SIZE} pixels --split val is of CIFAKE or the sample")
-    seen = facts.get("fingerprint") == whole.fingerprint
-    if seen and not (whole.splits == "train").any():
-        whole = with_split(whole, seed=0, group=facts["recipe"]["group"])
     banner(whole)
-    part = whole.split(args.split)
+    part = held_part(whole, facts, args.split)
     return part.head(SMOKE_PICTURES if args.smoke else args.pictures or len(part))
 
 

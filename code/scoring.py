@@ -112,6 +112,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """P(a fake scores higher than a real), ties half (Mann-Whitney U)."""
+    labels = labels.astype(bool)  # 0 and 1 would be taken for places
     _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
     rank = (np.cumsum(size) - (size - 1) / 2)[group]
     fakes = labels.sum()

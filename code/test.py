@@ -49,9 +49,11 @@ def evaluate(name: str, args, device) -> dict:
         print_sources(by)
     print(f"checkpoint: {shown(checkpoints.path_of(name))}")
     write_results(f"{row['model']}-{part}", args.thr, row, by, data, output)
-    if isinstance(data, ImageSet) and is_natural(data) and 0 < data.labels.sum() < len(data):
+    # Of the test part only: validation pictures are others at natural size (natural.py).
+    both = 0 < data.labels.sum() < len(data)
+    if both and args.split == "test" and isinstance(data, ImageSet) and is_natural(data):
         from natural import open_pictures
-        tiles.report(name, open_pictures(args.data).split(args.split), tiles.LIMIT, device, args.split)
+        tiles.report(name, open_pictures(args.data).split("test"), tiles.LIMIT, device, "test")
     return row
 
 

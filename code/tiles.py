@@ -350,10 +350,10 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
-    from natural import open_pictures
+    from natural import held_part, open_pictures
     whole = open_pictures(args.data)
     banner(whole)
-    data = whole.split(args.split)
+    data = held_part(whole, checkpoints.load(args.mf)[1], args.split)
     data.require_both_classes()
     return report(args.mf, data, args.tiles, pick_device(args.device), args.split)
 

@@ -26,7 +26,7 @@ import torch
 import calibration
 import checkpoints
 from cache import OBJECTS
-from classes import NETWORKS, build, freeze, parameters
+from classes import NETWORKS, build, freeze, parameters, pick_device
 from datasets import ImageSet, banner, describe, load, set_name
 from devices import Device, open_device
 from files import (
@@ -113,7 +113,7 @@ def recipe_of(args) -> Recipe:
 
 def network_of(args, seed: int) -> tuple[torch.nn.Module, dict]:
     """A new network, or the one of --from; and what makes it again."""
-    start_name = args.start and args.start.replace("{seed}", str(seed))
+    start_name, weights = args.start and args.start.replace("{seed}", str(seed)), None
     if start_name:
         network, content = checkpoints.load(start_name)
         made_by = {key: content[key] for key in ("architecture", "arguments")}
@@ -123,10 +123,11 @@ def network_of(args, seed: int) -> tuple[torch.nn.Module, dict]:
             network.size = made_by["arguments"]["size"] = args.size
     else:
         made_by = dict(zip(("architecture", "arguments"), architecture_of(args), strict=True))
-        start = {} if args.model in NETWORKS else {"weights": None if args.from_scratch else args.weights}
+        weights = None if args.model in NETWORKS or args.from_scratch else args.weights
+        start = {"weights": weights} if weights else {}
         network = build(made_by["architecture"], **made_by["arguments"], **start)
     freeze(network, args.freeze)
-    return network, made_by | {"start": start_name, "freeze": args.freeze}
+    return network, made_by | {"start": start_name, "weights": weights, "freeze": args.freeze}
 
 
 def architecture_of(args) -> tuple[str, dict]:
@@ -249,7 +250,7 @@ def save(name: str, network: torch.nn.Module, facts: dict, data: dict, state: di
 def run_seeds(args) -> list[dict]:
     """args.seeds runs, as many at once as there are cores, each with one thread of its own."""
     import joblib  # a fifth of a second, so only where it is needed
-    workers = min(args.seeds, joblib.cpu_count()) if args.device != "cuda" else 1
+    workers = min(args.seeds, joblib.cpu_count()) if pick_device(args.device).type == "cpu" else 1
     settings = {key: value for key, value in os.environ.items() if key.startswith("TELL_")}
     if workers > 1:
         settings["LOCAL_WORLD_SIZE"] = str(workers)  # as torchrun sets it: each decodes on its share of cores

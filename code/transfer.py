@@ -39,7 +39,7 @@ def title(data: ImageSet) -> str:
     groups, classes = (len(set(column.tolist())) for column in classes_of(data))
     what = {"cifar100": "CIFAR-100, test half", "cifar100-changed": "CIFAR-100, NOT as published",
             "imagenet1000": "ImageNet photographs in place of CIFAR-100",
-            "sample": "BUILT-IN SAMPLE, for smoke runs, not for conclusions"}[data.name]
+            "sample-real": "BUILT-IN SAMPLE, for smoke runs, not for conclusions"}[data.name]
     return f"{what}: n = {len(data):,} real, {groups} groups, {classes:,} classes"
 
 

@@ -19,7 +19,7 @@ from calibration import (
     scaled,
     verdicts,
 )
-from datasets import SPLITS, set_name
+from datasets import SPLITS, name_in_results
 from files import Parser, TellError, atomic, command_line, folder, shown, write_csv
 from scoring import Z95, oracle_threshold, read_scores, score, sigmoid, wilson
 
@@ -43,12 +43,12 @@ def balanced_accuracy(labels: np.ndarray, right: np.ndarray) -> dict[str, float]
 
 
 def auc_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """95 % interval of the ROC AUC: labels bool (n,), scores (n,). DeLong et al., Biometrics 44, 1988.
+    """95 % interval of the ROC AUC: labels (n,), fake = 1, scores (n,). DeLong et al., Biometrics 44, 1988.
 
     That has no width where the classes do not overlap, or with one picture of a class: there it is
     Wilson's, of as many trials as the smaller class has pictures.
     """
-    reals, fakes = np.sort(scores[~labels]), np.sort(scores[labels])
+    reals, fakes = (np.sort(scores[labels == label]) for label in (0, 1))
     above, below = share_below(reals, fakes), share_below(fakes, reals)
     auc, n = float(above.mean()), min(len(reals), len(fakes))
     if n == 1 or auc in (0, 1):
@@ -206,7 +206,7 @@ def print_sources(rows: list[dict]) -> None:
 
 def saved(model: str, data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels and logits that test.py saved; one line that says how to make them where they are not there."""
-    path = folder("results") / f"scores-{model}-{set_name(data)}-{split}.csv"
+    path = folder("results") / f"scores-{model}-{name_in_results(data)}-{split}.csv"
     if not path.exists():
         raise TellError(f"{shown(path)}: not there; first python code/test.py -mf {model} --data {data} "
                         f"--split {split}")
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> dict:
     model, (_, facts) = checkpoints.model_name(args.mf), checkpoints.load(args.mf)
     if "calibration" not in facts:
         raise TellError(f"{args.mf} has no calibration; python code/calibration.py -mf {args.mf} adds it")
-    sets = {set_name(data): saved(model, data, args.split) for data in args.data}
+    sets = {name_in_results(data): saved(model, data, args.split) for data in args.data}
     rows = table(sets, facts)
     for row in rows:
         print(f"\n{model} on {row['data']}, {args.split} split, n = {row['n']:,}: {percent(row, 'accuracy')}")

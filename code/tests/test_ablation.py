@@ -4,7 +4,7 @@ import torch
 from conftest import make_tree
 
 import ablation
-from files import folder, read_csv
+from files import TellError, folder, read_csv
 
 
 @pytest.mark.parametrize("name", list(ablation.VARIANTS))
@@ -34,3 +34,11 @@ def test_runs_are_written_one_by_one_and_not_repeated(tmp_path, monkeypatch, cap
     ablation.main(flags)
     assert (folder("results") / "ablation.csv").read_bytes() == before
     assert len(read_csv(folder("results") / "ablation.csv")) == 4
+
+
+def test_rows_of_other_pictures_or_recipes_are_not_mixed(tmp_path):
+    flags = ["--only", "no-mirror", "--seeds", "1", "--data"]
+    one, other = (str(make_tree(tmp_path / name, train=150, test=10)) for name in ("one", "other"))
+    ablation.main([*flags, one])
+    with pytest.raises(TellError, match="ablation.csv: of other pictures than other, or of another recipe"):
+        ablation.main([*flags, other])

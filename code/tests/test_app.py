@@ -110,9 +110,11 @@ def test_words_claim_no_certainty_and_no_calibration_that_is_not_there():
 def test_a_network_without_measured_worth_elsewhere_does_not_claim_any():
     assert page.elsewhere([]) == ""
     row = {"way": "tiles", "accuracy": "0.476", "accuracy_low": "0.42", "accuracy_high": "0.53", "n": "334",
-           "data": "wild"}
-    assert page.elsewhere([row]).endswith("no better than a coin")
-    assert "coin" not in page.elsewhere([row | {"accuracy": "0.8", "accuracy_low": "0.75"}])
+           "data": "wild", "majority": "0.521"}
+    assert page.elsewhere([row]).endswith("no better than always saying the same, 52\u00a0%")
+    assert "no better" in page.elsewhere([row | {"accuracy": "0.6", "accuracy_low": "0.51"}])
+    assert "no better" not in page.elsewhere([row | {"accuracy": "0.8", "accuracy_low": "0.75"}])
+    assert page.elsewhere([row | {"way": "squash"}]) == ""  # not as the page sees pictures
 
 
 @pytest.mark.parametrize("name", PREFERRED)
@@ -126,6 +128,13 @@ def test_a_picture_of_another_size_gets_the_doubt_and_one_of_32_pixels_does_not(
                     for side in (100, 32))
     assert page.UNMEASURED in large["html"]["verdict"]
     assert page.UNMEASURED not in small["html"]["verdict"]
+    palette = encoded(Image.fromarray(picture(3, 32)).quantize(16), "PNG")
+    assert page.UNMEASURED not in examiner.examine(palette, "grad-cam")["html"]["verdict"]
+
+
+def test_a_picture_that_is_too_long_for_jpeg_is_one_line(examiner):
+    with pytest.raises(TellError, match="70000 x 10 pixels are too long for this page"):
+        examiner.examine(encoded(Image.new("RGB", (70_000, 10)), "PNG"), "grad-cam")
 
 
 def test_the_quiz_and_the_examples_are_other_pictures(examiner):

@@ -204,3 +204,22 @@ def test_the_commit_is_marked_when_a_file_in_use_differs_from_it(tmp_path, monke
     assert checkpoints.commit() == head
     (tmp_path / "used.py").write_text("1")
     assert checkpoints.commit() == head + "+"
+
+
+def test_names_that_no_file_can_have_and_files_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(TellError, match="cannot be a path"):
+        checkpoints.load("x" * 300 + ".pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(TellError, match="no such checkpoint"):
+        checkpoints.load(str(tmp_path / "folder.pth"))
+    checkpoints.write(tmp_path / "one.pth", {})
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(TellError, match="one.pth: cannot be read"):
+        checkpoints.read(tmp_path / "one.pth")
+
+
+def test_a_call_from_python_is_no_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/ipykernel_launcher.py", "-f", "kernel.json"])
+    assert checkpoints.command() == "from Python"
+    monkeypatch.setattr(sys, "argv", ["/anywhere/train.py", "-ep", "1"])
+    assert checkpoints.command() == "python code/train.py -ep 1"

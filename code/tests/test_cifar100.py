@@ -170,6 +170,12 @@ def test_fetch_keeps_only_the_published_files(tmp_path, monkeypatch):
     (folder("data") / "cifar-100-python.tar.gz").unlink()
     with pytest.raises(TellError, match="by hand"):
         cifar100.fetch()
+    broken = io.BytesIO()
+    broken.read = lambda: (_ for _ in ()).throw(TimeoutError("timed out"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: broken)
+    with pytest.raises(TellError, match=r"could not be downloaded \(timed out\); download .* by hand"):
+        cifar100.fetch()
+    assert list(folder("data").iterdir()) == []
 
 
 # --- the stand-in, and the study ----------------------------------------------------------------
@@ -259,3 +265,7 @@ def test_damaged_stand_in_and_no_model_are_one_clear_line():
 def test_a_model_is_found_by_name():
     save_model("attn_model")
     assert lossless.models_here() == ["attn_model"]
+
+
+def test_the_studys_scores_of_the_sample_are_not_test_pys():
+    assert cifar100.open_photographs().name == "sample-real"

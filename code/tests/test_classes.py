@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tree
+from PIL import Image
 from torch import nn
 
-from classes import BLOCK, Batches, SRMLayer, build, parameters, pick_device, pool
+from classes import BLOCK, Batches, SRMLayer, build, freeze, parameters, pick_device, pool, training_mode
 from datasets import load
+from detectors import enlarged
 from files import TellError
 
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -126,3 +128,21 @@ def test_normalisation_is_the_networks(data):
 def test_a_batch_larger_than_the_set(data):
     with pytest.raises(TellError, match="batch size 9999 is larger"):
         Batches(data, 9999, HALF, seed=0)
+
+
+def test_parts_that_a_network_freezes_itself_stay_frozen():
+    network = build("General", name="tf_efficientnet_lite0", size=32, blocks=[0])
+    freeze(network, [])
+    training_mode(network)
+    assert not any(layer.training for part in (network.stem, network.stages) for layer in part.modules())
+    assert network.head.training
+
+
+def test_pictures_are_enlarged_as_pillow_does():
+    random = np.random.default_rng(0)
+    picture = np.cumsum(random.integers(-9, 10, (32, 32, 3)), axis=1).clip(-90, 90).astype(np.int16) + 128
+    picture = picture.astype(np.uint8)
+    found = enlarged(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), 64)[0].permute(1, 2, 0).numpy()
+    wanted = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BICUBIC))
+    assert abs(found.clip(0, 255) - wanted).max() < 1.2  # Pillow rounds after rows and after columns
+    assert enlarged(torch.zeros(1, 3, 70, 70), 64).shape == (1, 3, 70, 70)

@@ -196,7 +196,7 @@ def test_bad_files_among_good_ones_are_named_and_the_rest_goes_on(tree, capsys):
 @pytest.mark.parametrize(("damage", "words"), [
     ("missing", "no such file"), ("empty", "no file under a REAL or FAKE folder"),
     ("layout", "expected {train,test}/{REAL,FAKE}"), ("pictures", "is a readable picture"),
-    ("ending", "neither a folder nor a .zip or .tar"), ("one class", "training needs REAL and FAKE")])
+    ("ending", "neither a folder nor a .zip or .tar"), ("one class", "this needs REAL and FAKE")])
 def test_a_folder_that_is_no_data_set(tmp_path, damage, words):
     path = tmp_path / "set"
     if damage == "layout":
@@ -466,3 +466,19 @@ def test_some_pictures_are_of_every_class_though_names_go_round():
     assert (len(some), int(some.labels.sum())) == (4000, 2000)
     assert np.bincount(some.objects).min() > 350
     assert whole.head(n + 1).rows.tolist() == list(range(n))
+
+
+def test_numbered_pictures_are_no_airplanes(tmp_path):
+    """CIFAKE's names carry the class; among them "12.jpg" is an airplane."""
+    for label in ("real", "fake"):
+        (tmp_path / "mine/test" / label).mkdir(parents=True)
+        for i in range(12):
+            (tmp_path / f"mine/test/{label}/{i:04d}.jpg").write_bytes(jpeg(np.full((32, 32, 3), i, np.uint8)))
+    assert set(datasets.load(str(tmp_path / "mine")).objects.tolist()) == {-1}
+    assert set(datasets.load(str(make_tree(tmp_path / "named"))).objects.tolist()) == set(range(10))
+
+
+def test_the_name_in_results_is_that_of_the_pictures(tmp_path):
+    assert datasets.name_in_results("auto") == "sample"
+    make_tree(folder("data") / "cifake")
+    assert datasets.name_in_results("cifake") == datasets.name_in_results("auto") == "cifake-changed"

@@ -20,7 +20,8 @@ from classes import Batches, build, feed
 from datasets import load
 from degrade import AUGMENTED, DEGRADATIONS, SHARE, augmented, degrade
 from files import TellError, folder, read_csv
-from robustness import auc_interval, curves, degraded, measure, squashed
+from robustness import curves, degraded, measure, squashed
+from trust import auc_interval
 
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 HASH = np.arange(32, dtype=np.uint8)
@@ -155,7 +156,8 @@ def test_areas_and_their_intervals_are_those_of_every_pair():
     labels = np.repeat([0, 1], (70, 40))
     scores = (random.normal(labels, 1.2)).round(1)  # with ties
     pairs = np.sign(scores[labels == 1][:, None] - scores[labels == 0]) / 2 + 0.5
-    area, low, high = auc_interval(labels, scores)
+    row = measure(labels, scores, 0.5)
+    area, low, high = row["auc"], row["auc_low"], row["auc_high"]
     assert area == pytest.approx(roc_auc_score(labels, scores)) == pytest.approx(pairs.mean())
     sd = (pairs.mean(1).var(ddof=1) / 40 + pairs.mean(0).var(ddof=1) / 70) ** 0.5
     assert (low, high) == pytest.approx((area - 1.959964 * sd, area + 1.959964 * sd))
@@ -164,8 +166,8 @@ def test_areas_and_their_intervals_are_those_of_every_pair():
 def test_the_interval_of_the_area_covers_what_is_true():
     random, labels, inside = np.random.default_rng(2), np.repeat([0, 1], 60), 0
     for _ in range(1000):
-        _, low, high = auc_interval(labels, random.normal(labels))
-        inside += low <= 0.7602 <= high  # P(N(1, 2) > 0)
+        found = auc_interval(labels, random.normal(labels))
+        inside += found["roc_auc_low"] <= 0.7602 <= found["roc_auc_high"]  # P(N(1, 2) > 0)
     assert 0.93 < inside / 1000 < 0.97
 
 

@@ -9,7 +9,9 @@ from PIL import Image
 
 import checkpoints
 import genimage
+import natural
 import test as commands
+import tiles
 import train
 from files import TellError, folder, read_csv
 
@@ -169,3 +171,26 @@ def test_pictures_of_questions_are_sorted_by_their_generator(tmp_path):
     (source / "true-false/questions.json").write_text(text.replace("big gan", "dalle"))
     with pytest.raises(TellError, match="b.jpg is by 'dalle', which is no generator of GenImage"):
         genimage.main([str(source), str(target)])
+
+
+@pytest.mark.parametrize(("files", "words"), [
+    ({"one/settings.json": b'{"a": 1}'}, "settings.json: not a list of questions"),
+    ({"one/list.json": b"[{"}, "list.json: not a list of questions"),
+    ({"a/x/1.png": b"1", "b/x/1.png": b"2"}, "two files are called x/1.png")])
+def test_question_sets_that_cannot_be_sorted_are_one_line(tmp_path, files, words):
+    for name, content in files.items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_bytes(content)
+    with pytest.raises(TellError, match=words):
+        genimage.sort_questions(tmp_path / "set", tmp_path / "sorted")
+
+
+def test_every_script_scores_what_a_network_has_not_seen(own):
+    """A folder without train/ is all test, but for the network that was trained on a part of it."""
+    train.main([*NET, "--data", str(own), "-ep", "1", "-mf", "held"])
+    data, facts = natural.open_pictures(str(own)), checkpoints.load("held")[1]
+    held = natural.held_part(data, facts, "test")
+    assert 0 < len(held) < len(data) == len(natural.held_part(data, facts | {"fingerprint": "x"}, "test"))
+    assert facts["pictures"]["train"] == (natural.with_split(data, 0).splits == "train").sum()
+    rows = tiles.main(["-mf", "held", "--data", str(own)])["rows"]
+    assert rows[0]["n"] == len(held)

@@ -172,3 +172,11 @@ def test_command_line(tmp_path, capsys):
         quiz.main([str(tmp_path / "none.csv")])
     (tmp_path / "bad.csv").write_text("person,picture,label,explained,answer,machine\nme,a,2,0,1,0\n")
     assert_one_line(run_tell("quiz.py", tmp_path / "bad.csv"), "bad.csv, row 2")
+
+
+@pytest.mark.parametrize("content", ["pictures,\u00e9".encode("utf-16"), None])
+def test_answers_that_are_no_csv_are_one_line(tmp_path, content):
+    path = tmp_path / "answers.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(TellError, match="answers.csv: no CSV file in UTF-8"):
+        quiz.main([str(path)])

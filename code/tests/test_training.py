@@ -308,3 +308,9 @@ def test_wrong_use_is_refused_by_the_command(easy, tmp_path):
     assert_one_line(run_tell("train.py", "--data", easy, "-bs", "99999"), "batch size 99999 is larger")
     assert_one_line(run_tell("train.py", "--data", easy, "-mf", "x", "--smoke", TELL_MODELS="/proc/no"),
                     "x.resume: not written")
+
+
+def test_one_value_for_batchnorm_is_one_line(easy):
+    flags = ["--model", "efficientnet_b0", "--from-scratch", "--size", "32", "--precision", "fp32"]
+    with pytest.raises(TellError, match="-bs 1: .*more than 1 value per channel.*; take a larger one"):
+        train.main([*flags, "-bs", "1", "-ep", "1", "--data", str(easy), "--smoke"])
