@@ -208,11 +208,21 @@ def answers_from(body: bytes) -> dict:
 
 def serve(examiner: Examiner):
     """The ASGI application: Gradio's page, the routes of its script, the gate before both."""
+    from gradio import mount_gradio_app
+    from gradio.themes import Base
+    theme = Base(primary_hue="orange", neutral_hue="gray", font=["system-ui", "sans-serif"],
+                 font_mono=["ui-monospace", "monospace"])
+    head = '<link rel="stylesheet" href="/tell.css"><script src="/tell.js" defer></script>'
+    return Gate(mount_gradio_app(routes(examiner), layout(examiner), "/", theme=theme, head=head,
+                                 footer_links=[], run_history=False, show_error=False, ssr_mode=False,
+                                 enable_monitoring=False, pwa=False, mcp_server=False))
+
+
+def routes(examiner: Examiner):
+    """What the page's script asks for: a verdict with its maps, one of a batch, the quiz; its own files."""
     from fastapi import FastAPI, Request
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import FileResponse, JSONResponse
-    from gradio import mount_gradio_app
-    from gradio.themes import Base
     api = FastAPI(openapi_url=None)
 
     @api.post("/examine")
@@ -239,13 +249,7 @@ def serve(examiner: Examiner):
     async def refused(request, error):
         return JSONResponse({"error": str(error)}, 400)
 
-    blocks = layout(examiner)
-    theme = Base(primary_hue="orange", neutral_hue="gray", font=["system-ui", "sans-serif"],
-                 font_mono=["ui-monospace", "monospace"])
-    head = '<link rel="stylesheet" href="/tell.css"><script src="/tell.js" defer></script>'
-    return Gate(mount_gradio_app(api, blocks, "/", theme=theme, head=head, footer_links=[], run_history=False,
-                                 show_error=False, ssr_mode=False, enable_monitoring=False, pwa=False,
-                                 mcp_server=False))
+    return api
 
 
 def layout(examiner: Examiner):
