@@ -42,16 +42,21 @@ def column(runs: list[str], key: str) -> np.ndarray:
     return np.array([float(row.get(key) or "nan") for row in rows])
 
 
-def seconds_of(run: str) -> float:
-    path = folder("results") / f"history-{run}.csv"
-    return sum(float(row["seconds"]) for row in read_csv(path)) if path.exists() else float("nan")
+def seconds_of(name: str) -> float:
+    """Mean seconds of a recipe's runs; nan where their histories are not there."""
+    paths = [folder("results") / f"history-{run}.csv" for run in runs_of(name)]
+    rows = [read_csv(path) for path in paths if path.exists()]
+    return float(np.mean([sum(float(row["seconds"]) for row in one) for one in rows])) if rows else np.nan
 
 
 def seconds_with_start(name: str) -> float:
     """Mean seconds of a recipe's runs, and of those that they went on from."""
-    own = float(np.mean([seconds_of(run) for run in runs_of(name)]))
     start = checkpoints.load(name)[1].get("recipe", {}).get("start")
-    return own + (seconds_with_start(re.sub(r"-s\d+$", "", start)) if start else 0.0)
+    if not start:
+        return seconds_of(name)
+    first = re.sub(r"-s\d+$", "", start)
+    kept = checkpoints.path_of(first).exists()  # of a first cycle there may be no more than its numbers
+    return seconds_of(name) + (seconds_with_start(first) if kept else seconds_of(first))
 
 
 def row_of(name: str) -> dict:

@@ -8,7 +8,7 @@
     python code/train.py --model Wide --heads fake object -mf wide         its wider form
     python code/train.py --model Compact --recipe fast -mf fast  97 % in minutes
     python code/train.py --model Compact --recipe robust -ep 5 -mf robust     half of the pictures degraded
-    python code/train.py --model ResNet18 --heads fake object -mf dual     verdict and object class at once
+    python code/train.py --model ResNet18 --heads fake object -mf dual10     verdict and object class at once
     python code/train.py --model efficientnet_b0 --from-scratch --size 64 -mf effnet     any network of timm
     python code/train.py --from effnet --data FOLDER -mf tuned   fine-tune on real/ and fake/ pictures
     python code/train.py --from 'wide-s{seed}' --recipe strong -ep 12 -lr 0.2 -mf wide28     our strongest
