@@ -1,7 +1,7 @@
 """AGIRI: real and generated pictures of natural size before networks that learnt at 32 pixels.
 
     python code/agiri.py                     every model that is here, squashed and by tiles
-    python code/agiri.py -mf base_model      these only
+    python code/agiri.py -mf base_model      these only, also in the tables
     python code/agiri.py --smoke             60 pictures, nothing written: does it run?
 
 AGIRI is Kaggle's tristanzhang32/ai-generated-images-vs-real-images, {train,test}/{real,fake}/, under the
