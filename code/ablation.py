@@ -41,7 +41,7 @@ class WithNoise(Compact):
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self.stages[0] = Halve(57, self.stages[0].convolution[0].out_channels)
+        self.stages[0] = Halve(54 + 3, self.stages[0].convolution[0].out_channels)
         self.scale = nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,13 +52,16 @@ class WithNoise(Compact):
         return self.head(features.mean(dim=(2, 3)))
 
 
+FREQUENCIES = 3 * 32 * 17  # of three planes of 32 x 32 pixels, half of them the others' conjugates
+
+
 class WithSpectrum(Compact):
     """Into the last layer as well: the logarithm of the whole picture's spectrum, of three planes."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self.scale = nn.BatchNorm1d(3 * 32 * 17)
-        self.head = nn.Linear(self.head.in_features + 3 * 32 * 17, self.head.out_features)
+        self.scale = nn.BatchNorm1d(FREQUENCIES)
+        self.head = nn.Linear(self.head.in_features + FREQUENCIES, self.head.out_features)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,9 +31,8 @@ LARGE = 2_000_000  # parameters
 
 def path_of(name: str) -> Path:
     """NAME -> models/NAME.pth; NAME.pth of a file that exists or with a folder is taken as it is."""
-    given = user_path(name)
-    if not name.startswith("~"):
-        given = Path(name)
+    known = user_path(name)  # refuses what no file can be called
+    given = known if name.startswith("~") else Path(name)
     if given.suffix == ".pth" and (given.parent != Path(".") or given.exists()):
         return given.resolve()
     return folder("models") / f"{name.removesuffix('.pth')}.pth"

@@ -139,8 +139,8 @@ def scale_bar(row: dict) -> str:
 def verdict_html(row: dict, calibrated: bool, note: str, elsewhere: str) -> str:
     """Verdict and what to think of it; note: of decode(); elsewhere: for pictures of another size only."""
     treated = f"{note}; {row['treatment']}" if note else row["treatment"]
-    doubt = f'<p class="tell-doubt">{escape(elsewhere or UNMEASURED)}.</p>'
-    doubt = "" if row["treatment"] == "whole" else doubt
+    doubt = ("" if row["treatment"] == "whole"
+             else f'<p class="tell-doubt">{escape(elsewhere or UNMEASURED)}.</p>')
     return (f'<h2 class="tell-verdict" style="--verdict:{COLOURS[row["verdict"]]}" data-verdict="'
             f'{row["verdict"]}">{HEADLINES[row["verdict"]]}</h2>{doubt}'
             f"<p>{in_words(row, calibrated)}</p>{scale_bar(row)}{warnings_list(row)}"
