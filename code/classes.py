@@ -88,7 +88,8 @@ class CIFAKE_CNN(nn.Module):
 
 
 NETWORKS = {"CIFAKE_CNN": CIFAKE_CNN, "Compact": Compact, "Wide": partial(Compact, wide=True),
-            "ResNet18": ResNet18, "Backbone": Backbone, "General": General}
+            "Plain": partial(Compact, whitened=False), "ResNet18": ResNet18, "Backbone": Backbone,
+            "General": General}
 
 
 def build(name: str, /, **arguments) -> nn.Module:

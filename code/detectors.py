@@ -76,16 +76,18 @@ class Compact(nn.Module):
 
     (batch, 3, h, w) float -> logits (batch, 1), or (batch, 1 + objects) with an object head. `wide`: the
     last stage, of 4 x 4 places, is twice as wide and has a residual block too, which costs a quarter more
-    time.
+    time. Not `whitened`: a first layer that is learnt with the others, convolution, BatchNorm and ReLU.
     """
 
     mirror = True
 
-    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, wide: bool = False):
+    def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, wide: bool = False,
+                 whitened: bool = True):
         super().__init__()
         self.normalisation = CIFAKE_NORMALISATION
         self.heads = {"fake": 1, "object": objects} if objects else {"fake": 1}
-        self.whitening = Whitening()
+        # "whitening" either way: the name in checkpoints.
+        self.whitening = Whitening() if whitened else nn.Sequential(convolution(3, 54), nn.ReLU())
         last = 4 * width if wide else 2 * width
         self.stages = nn.Sequential(
             Halve(54, width), *(Residual(width) for _ in range(blocks)),
@@ -95,8 +97,8 @@ class Compact(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def whiten(self, batches) -> None:
-        """Fit the first layer to about 5,000 pictures, unless it is: later layers know it as it is."""
-        if self.whitening.kernels.any():
+        """Fit a whitened first layer to about 5,000 pictures, unless it is: later layers know it as it is."""
+        if not isinstance(self.whitening, Whitening) or self.whitening.kernels.any():
             return
         some = islice(batches.epoch(0), -(-5_000 // batches.batch_size))
         self.whitening.fit(torch.cat([pixels for pixels, _ in some]))
@@ -134,7 +136,7 @@ def timm_body(name: str, weights: str | None) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none like it"
         raise TellError(f"no network is called {name!r}; those of timm that are near: "
-                        f"{near}; ours: CIFAKE_CNN, Compact, Wide, ResNet18")
+                        f"{near}; ours: CIFAKE_CNN, Compact, Wide, Plain, ResNet18")
     if weights and weights != "hub" and not Path(weights).is_file():
         raise TellError(f"--weights {weights}: no such file")
     overlay = {"file": weights} if weights and weights != "hub" else None

@@ -5,6 +5,7 @@ import torch
 from conftest import make_tree
 from torch import nn
 
+import checkpoints
 from classes import Batches, build, fake_logit, freeze, parameters, training_mode
 from datasets import load
 from detectors import Halve, Whitening
@@ -41,6 +42,28 @@ def test_compact_whitens_its_first_layer_before_the_first_step(data):
     assert network.whitening.kernels.any()
 
 
+def test_plain_is_compact_with_a_first_layer_that_learns(data):
+    width, blocks = 8, 1
+    plain = build("Plain", width=width, blocks=blocks)
+    assert parameters(plain) == parameters(build("Compact", width=width, blocks=blocks)) + 54 * 27 + 2 * 54
+    before = plain.whitening[0][0].weight.clone()
+    fit(plain, data.split("train"), data.split("val"), Recipe(epochs=1, batch_size=32, lr=0.01))
+    assert not torch.equal(plain.whitening[0][0].weight, before)
+
+
+@pytest.mark.parametrize("name", ["Plain", "Compact"])
+def test_a_saved_network_loads_with_its_first_layer(name, tmp_path):
+    network = build(name, width=8).eval()
+    network.whiten(Batches(load(str(make_tree(tmp_path / "set", train=100, test=10))).split("train"), 32,
+                           network.normalisation))
+    nn.init.normal_(network.head.weight)
+    checkpoints.write(tmp_path / "own.pth", checkpoints.pack(
+        network, name, {"width": 8}, threshold=0.5, threshold_source="test", data="set", seed=0))
+    again, _ = checkpoints.load(str(tmp_path / "own.pth"))
+    x = torch.randn(3, 3, 32, 32)
+    assert torch.equal(again(x), network(x))
+
+
 def test_going_on_from_a_network_keeps_its_first_layer(data):
     network = build("Compact", width=8, blocks=1)
     network.whitening.fit(torch.randn(40, 3, 32, 32))  # as other pictures had made it
@@ -52,7 +75,8 @@ def test_going_on_from_a_network_keeps_its_first_layer(data):
 @pytest.mark.parametrize(("name", "heads"), [("Compact", {"fake": 1}), ("ResNet18", {"fake": 1}),
                                              ("Compact", {"fake": 1, "object": 10}),
                                              ("ResNet18", {"fake": 1, "object": 10}),
-                                             ("Wide", {"fake": 1, "object": 10})])
+                                             ("Wide", {"fake": 1, "object": 10}),
+                                             ("Plain", {"fake": 1, "object": 10})])
 def test_heads_name_the_columns(name, heads):
     network = build(name, objects=heads.get("object", 0)).eval()
     assert network.heads == heads
