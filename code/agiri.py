@@ -22,18 +22,20 @@ from PIL import Image
 import checkpoints
 import metadata
 import natural
+import overlays
 import tiles
 from classes import pick_device
-from datasets import sample_archive
+from datasets import data_root, sample_archive
 from decode import DecodeError, decode
 from figures import FAKE, LINE, REAL, STYLE
-from files import Parser, command_line, config, folder, save_result, shown
+from files import Parser, command_line, config, save_result, shown
 from lossless import models_here
 from sample import photo
-from scoring import roc_auc, sigmoid, wilson
-from trust import auc_interval, by_source, percent
+from scoring import sigmoid, wilson
+from trust import by_source, percent, seen_in_training
 
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual", "robust", "general")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual", "robust",
+          "sturdy", "general")
 TEST_FILES = 12_000  # of AGIRI
 SMOKE_PICTURES = 60
 METADATA = "metadata only"
@@ -48,7 +50,7 @@ Scores = dict[str, dict[str, tuple[np.ndarray, float]]]  # {model: {way: (scores
 
 def find(key: str) -> Path | None:
     """The source under the data root by the names that config.json lists under `key`; None without."""
-    places = (folder("data") / name for name in config()[key])
+    places = (data_root() / name for name in config()[key])
     return next((path for path in places if path.exists()), None)
 
 
@@ -109,8 +111,9 @@ def outcome(content: bytes) -> dict:
 # --- scores ------------------------------------------------------------------------------------
 
 def learnt_from(facts: dict, data: natural.PictureSet) -> bool:
-    """Whether a checkpoint was fitted to these very pictures, so that they are no test of it."""
-    return facts.get("fingerprint") == data.fingerprint or data.name in facts["data"].split("+")
+    """Whether a checkpoint was fitted to these pictures or some of them, so that they are no test of it."""
+    return (facts.get("fingerprint") == data.fingerprint or data.name in facts["data"].split("+")
+            or seen_in_training(facts, data).get("in_training", 0) > 0)
 
 
 def of_networks(names: list[str], data: natural.PictureSet, device="cpu") -> Scores:
@@ -165,7 +168,7 @@ def giveaways(data: natural.PictureSet, headers: metadata.Headers) -> list[dict]
 def overall(data: natural.PictureSet, found: Scores) -> list[dict]:
     """Rows of tiles.table() for each detector, with the majority's accuracy."""
     about = {"data": data.name, "n": len(data), "majority": majority(data)}
-    return [{"model": model, "way": row.pop("way"), **about, **row}
+    return [{"model": model, "way": row["way"], **about, **row}
             for model, ways in found.items() for row in tiles.table(data.labels, ways)]
 
 
@@ -175,18 +178,10 @@ def majority(data: natural.PictureSet) -> float:
 
 
 def sources(data: natural.PictureSet, found: Scores) -> list[dict]:
-    """Rows of trust.by_source() for each detector and way, the AUC added where a source has both classes."""
-    return [{"model": model, "way": way, **row, **source_auc(data, scores, row["source"])}
+    """Rows of trust.by_source() for each detector and way."""
+    return [{"model": model, "way": way, **row}
             for model, ways in found.items() for way, (scores, cut) in ways.items()
             for row in by_source(data.labels, scores, cut, data.groups)]
-
-
-def source_auc(data: natural.PictureSet, scores: np.ndarray, source: str) -> dict[str, float]:
-    mine = data.groups == source
-    labels, scores = data.labels[mine].astype(bool), scores[mine]
-    if not 0 < labels.sum() < len(labels):
-        return dict.fromkeys(("roc_auc", "roc_auc_low", "roc_auc_high"), float("nan"))
-    return {"roc_auc": float(roc_auc(labels, scores)), **auc_interval(labels, scores)}
 
 
 def published() -> list[dict]:
@@ -285,12 +280,12 @@ def plot_seen(name: str, photos: tuple[str, ...] = ("skimage/data/coffee.png", "
         for row, place in zip(axes, photos, strict=True):
             picture = photo(place)
             squash, vote = (tiles.vote(network, [picture], way)[0] for way in ("squash", "tiles"))
-            drawn, boxes = tiles.sketch(picture, vote.boxes)
+            drawn, boxes = overlays.sketch(picture, vote.boxes)
             maps = (vote.logits - np.log(cut / (1 - cut)))[:, None, None]
             panels = ((picture, f"{picture.shape[1]} x {picture.shape[0]} pixels, a photograph"),
                       (tiles.see(picture, size, "squash").pixels[0],
                        f"squashed: P(fake) {sigmoid(np.array(squash.logit)):.2f}"),
-                      (tiles.overlay(drawn, boxes, maps),
+                      (overlays.overlay(drawn, boxes, maps),
                        f"{vote.treatment}\n{vote.share(cut):.0%} say FAKE, mean: "
                        f"P(fake) {sigmoid(np.array(vote.logit)):.2f}"))
             for ax, (shot, caption) in zip(row, panels, strict=True):
@@ -327,7 +322,7 @@ def print_rows(rows: list[dict]) -> None:
         print(f"{row['model']:<15}{row['way']:<40}{percent(row, 'accuracy'):<26}"
               f"{percent(row, 'balanced_accuracy'):<26}{row['roc_auc']:.3f} "
               f"[{row['roc_auc_low']:.3f}, {row['roc_auc_high']:.3f}]"
-              + ("" if row["threshold"] == "" else f"   oracle {row['accuracy_oracle']:.2%}"))
+              + ("" if row["threshold"] == "" else f"   oracle {row['best_balanced_accuracy']:.2%} balanced"))
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -5,41 +5,48 @@
 
 Gradio draws the page. Pictures do not pass through its events, which keep what users send (in files, in the
 memory of sessions): the page's script posts a picture's bytes to a route of this file, which holds them in
-memory until it has answered and knows of no other request. Everything of Gradio's server that the page does
-not need is shut (Gate), and nothing outside this computer is asked for anything.
+memory until it has answered and knows of no other request. The verdict, the map and the table under JPEG and
+scaling are requests of their own, so that nobody's verdict waits for a map (Turns). Everything of Gradio's
+server that the page does not need is shut (Gate), and nothing outside this computer is asked for anything.
 """
-import contextlib
+import asyncio
+import copy
+import io
 import json
 import os
 import re
 import socket
 import tempfile
-import threading
+import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 import checkpoints
 import page
 import quiz
 from classes import pick_device
-from datasets import SMALL
 from decode import DecodeError, decode
+from explain import METHODS
 from files import Parser, TellError, command_line, folder, read_csv, shown, whole_number
-from infer import METHODS, PREFERRED, judge, preferred
+from infer import METHODS as OFFERED
+from infer import PREFERRED, judge, preferred
 from sources import files_of
-from tiles import own_way
+from tiles import in_words, own_way, record
+from turns import Gone, Turns, body_of
 
 HOSTS = ("127.0.0.1", "localhost")
-MAX_BYTES = 20_000_000   # of a request
 MAX_PIXELS = 40_000_000  # of a picture
 MAX_SIDE = 65_500  # pixels, of a JPEG
-WAITING = 16             # requests at a time; one more is told to come again
+FIRST = OFFERED[0]  # the map that is shown unless another is asked for
 FILE = r"(/[\w-][\w.-]*)+"  # no part starts with a dot
 OPEN = {"GET": rf"/|/tell\.(js|css)|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static){FILE}"
                r"|/gradio_api/(startup-events|heartbeat/\w+)",
-        "POST": r"/(examine|verdict|quiz|answers)"}
+        "POST": r"/(examine|map|maps|under|verdict|quiz|answers)"}
+OPEN["HEAD"] = OPEN["GET"]
 # Gradio writes scripts into the page, and evaluates templates; none may reach another computer.
 POLICY = {"default-src": "'none'", "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
           "style-src": "'self' 'unsafe-inline'", "img-src": "'self' data: blob:", "font-src": "'self' data:",
@@ -50,16 +57,21 @@ HEADERS = {"content-security-policy": "; ".join(f"{key} {value}" for key, value 
 
 
 class Examiner:
-    """One network and what the page asks of it, one picture at a time: Grad-CAM hooks into the network."""
+    """One network and what the page asks of it.
+
+    What takes long calls `pause` before every pass through the network. It works on a copy of the network:
+    methods hook into theirs, and would see the pictures of others who have their turn meanwhile.
+    """
 
     def __init__(self, name: str, device: str):
         self.name = checkpoints.model_name(name)
         self.network, self.facts = checkpoints.load(name, pick_device(device))
-        self.lock, self.places = threading.Lock(), threading.BoundedSemaphore(WAITING)
         found = [(path, data) for path, data in files_of(library() / "examples.zip", path_of_picture)]
-        self.examples = [page.address(data, "jpeg") for path, data in found if path.startswith("examples/")]
+        self.examples = [page.address(data, "image/jpeg") for path, data in found
+                         if path.startswith("examples/")]
         self.questions = [self.question(path, data) for path, data in found if path.startswith("quiz/")]
-        self.elsewhere = page.elsewhere(self.at_natural_size())
+        worth = in_words(record(self.name, own_way(self.network)))
+        self.elsewhere = worth[0].upper() + worth[1:]
         weights = sum(value.numel() for value in self.network.parameters())
         self.card = page.card(self.name, self.facts, weights,
                               self.results(f"metrics-{self.name}-cifake-test.csv"), self.elsewhere)
@@ -70,50 +82,57 @@ class Examiner:
         said = judge(self.network, self.facts, [pixels])[0]["verdict"]
         return {"path": path, "label": int(path.split("/")[1] == "FAKE"),
                 "picture": page.shown_picture(pixels), "machine": {"FAKE": 1, "REAL": 0}.get(said),
-                "heat": page.heat_map(self.network, pixels, METHODS[0])}
-
-    def at_natural_size(self) -> list[dict[str, str]]:
-        """The rows on pictures of natural size, seen as this page shows them to the network."""
-        if own_way(self.network) == "tiles":
-            return self.results(f"tiles-{self.name}-*.csv") or self.results("agiri-wild.csv")
-        return [row for row in self.results(f"metrics-{self.name}-*-test.csv") if row["data"] not in SMALL]
+                "heat": page.heat_map(self.network, pixels, FIRST)[0]}
 
     def results(self, pattern: str) -> list[dict[str, str]]:
         """The rows on this network in the files of paper/results that fit, none where there are none."""
         rows = [row for path in sorted(folder("results").glob(pattern)) for row in read_csv(path)]
         return [row for row in rows if row["model"] == self.name]
 
-    @contextlib.contextmanager
-    def turn(self):
-        """Wait for the network; TellError where too many wait already."""
-        if not self.places.acquire(blocking=False):
-            raise TellError("too many pictures at once; try again in a few seconds")
-        try:
-            with self.lock:
-                yield
-        finally:
-            self.places.release()
+    def pausing(self, pause: Callable[[], None]) -> nn.Module:
+        """A copy of the network that calls pause() before every pass."""
+        network = copy.deepcopy(self.network)
+        network.register_forward_pre_hook(lambda *_: pause())
+        return network
 
     def verdict(self, data: bytes) -> dict:
         """The row of infer.judge for a picture's bytes."""
-        with self.turn():
-            return judge(self.network, self.facts, [opened(data)[0]], files=[data])[0]
+        return judge(self.network, self.facts, [opened(data)[0]], files=[data])[0]
 
-    def examine(self, data: bytes, method: str) -> dict:
-        """{"html": ..., "record": ...} of a picture's bytes: everything that the page shows of it."""
+    def examine(self, data: bytes) -> dict:
+        """{"html": ..., "record": ...} of a picture's bytes: the picture and its verdict."""
+        pixels, note = opened(data)
+        row = judge(self.network, self.facts, [pixels], files=[data])[0]
+        html = {"look": page.look_html(pixels),
+                "verdict": page.verdict_html(row, "calibration" in self.facts, note, self.elsewhere)}
+        return {"html": html, "record": {"verdict": row, "network": self.card}}
+
+    def map(self, data: bytes, method: str, pause: Callable[[], None]) -> dict:
+        """{"map": data: address, "html": ..., "record": ...}: what speaks for what in a picture's bytes."""
         if method not in METHODS:
             raise TellError(f"no map is called {method[:30]!r}; there are {', '.join(METHODS)}")
-        with self.turn():
-            pixels, note = opened(data)
-            row = judge(self.network, self.facts, [pixels], files=[data])[0]
-            heat = page.heat_map(self.network, pixels, method)
-            changed = page.under(self.network, self.facts, pixels)
-        html = {"look": page.look_html(pixels, heat, method),
-                "verdict": page.verdict_html(row, "calibration" in self.facts, note, self.elsewhere),
-                "under": page.under_html(changed, row["verdict"])}
-        return {"html": html, "record": {"verdict": row, "changed": changed, "network": self.card, "map": {
-            "method": method, "unit": "towards FAKE positive; null where the network did not look",
-            "values": page.listed(heat)}}}
+        heat, note = page.heat_map(self.pausing(pause), opened(data)[0], method)
+        return {"map": page.data_address(page.coloured(heat), "PNG"), "html": page.map_html(method, note),
+                "record": {"method": method, "of": note or "all that the network looked at",
+                           "unit": "towards FAKE positive; null where there is no map",
+                           "values": page.listed(heat)}}
+
+    def maps(self, data: bytes, pause: Callable[[], None]) -> dict:
+        """{"zip": data: address} of a picture's maps by every method, as PNG."""
+        pixels, network, buffer = opened(data)[0], self.pausing(pause), io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for method in METHODS:
+                file = io.BytesIO()
+                page.coloured(page.heat_map(network, pixels, method)[0]).save(file, "PNG")
+                archive.writestr(f"map-{method}.png", file.getvalue())
+        return {"zip": page.address(buffer.getvalue(), "application/zip")}
+
+    def under(self, data: bytes, pause: Callable[[], None]) -> dict:
+        """{"html": ..., "record": ...}: the verdicts on a picture's bytes under JPEG and scaling."""
+        pixels, network = opened(data)[0], self.pausing(pause)
+        before = judge(network, self.facts, [pixels])[0]["verdict"]
+        rows = page.under(network, self.facts, pixels)
+        return {"html": page.under_html(rows, before), "record": rows}
 
     def quiz(self, n: int) -> list[dict]:
         """n questions: pictures, maps, and the row of each answer, to be completed by the page."""
@@ -141,7 +160,7 @@ def opened(data: bytes) -> tuple[np.ndarray, str]:
     try:
         pixels, note = decode(data)
     except DecodeError as error:
-        raise TellError(re.sub(r" <_io\.\w+ object[^>]*>", "", str(error))) from error
+        raise TellError(str(error)) from error
     if max(pixels.shape) > MAX_SIDE:
         raise TellError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too long for this page (limit: "
                         f"{MAX_SIDE:,} a side, JPEG's); code/infer.py takes longer ones")
@@ -166,8 +185,12 @@ class Gate:
                 message["headers"] = kept + [(key.encode(), value.encode()) for key, value in HEADERS.items()]
             await send(message)
 
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and admitted(scope)):
-            await self.app(scope, receive, with_headers)
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http" and admitted(scope):
+            # HEAD is GET without the body, which uvicorn leaves out.
+            asked = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
+            await self.app(asked, receive, with_headers)
         elif scope["type"] == "http":
             await with_headers({"type": "http.response.start", "status": 404, "headers": []})
             await with_headers({"type": "http.response.body", "body": b"not here"})
@@ -182,17 +205,6 @@ def admitted(scope: dict) -> bool:
     host = given.get("host", "")
     return (re.fullmatch(OPEN.get(scope["method"], "(?!)"), scope["path"]) is not None
             and host.rsplit(":", 1)[0] in HOSTS and given.get("origin", f"http://{host}") == f"http://{host}")
-
-
-async def body_of(request) -> bytes:
-    """The bytes of a request; TellError beyond MAX_BYTES, without reading on."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BYTES:
-            raise TellError(f"larger than {MAX_BYTES / 1e6:.0f} MB; make it smaller, or use code/infer.py")
-        parts.append(part)
-    return b"".join(parts)
 
 
 def answers_from(body: bytes) -> dict:
@@ -219,19 +231,30 @@ def serve(examiner: Examiner):
 
 
 def routes(examiner: Examiner):
-    """What the page's script asks for: a verdict with its maps, one of a batch, the quiz; its own files."""
+    """What the page's script asks for: a verdict, its map, its table, the quiz; the page's own files."""
     from fastapi import FastAPI, Request
-    from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import FileResponse, JSONResponse
-    api = FastAPI(openapi_url=None)
+    from fastapi.responses import FileResponse, JSONResponse, Response
+    api, turns = FastAPI(openapi_url=None), Turns()
 
     @api.post("/examine")
-    async def examine(request: Request, method: str = METHODS[0]):
-        return await run_in_threadpool(examiner.examine, await body_of(request), method)
+    async def examine(request: Request):
+        return await turns.quick(request, examiner.examine)
 
     @api.post("/verdict")
     async def verdict(request: Request):
-        return await run_in_threadpool(examiner.verdict, await body_of(request))
+        return await turns.quick(request, examiner.verdict)
+
+    @api.post("/map")
+    async def one_map(request: Request, method: str = FIRST):
+        return await turns.slow(request, examiner.map, method)
+
+    @api.post("/maps")
+    async def all_maps(request: Request):
+        return await turns.slow(request, examiner.maps)
+
+    @api.post("/under")
+    async def under(request: Request):
+        return await turns.slow(request, examiner.under)
 
     @api.post("/quiz")
     def questions(n: int):
@@ -239,7 +262,7 @@ def routes(examiner: Examiner):
 
     @api.post("/answers")
     async def answers(request: Request):
-        return await run_in_threadpool(answers_from, await body_of(request))
+        return await asyncio.to_thread(answers_from, await body_of(request))
 
     @api.get("/tell.{kind}")
     def asset(kind: str):
@@ -248,6 +271,10 @@ def routes(examiner: Examiner):
     @api.exception_handler(TellError)
     async def refused(request, error):
         return JSONResponse({"error": str(error)}, 400)
+
+    @api.exception_handler(Gone)
+    async def gone(request, error):
+        return Response(status_code=499)  # for the server's log; nobody reads it
 
     return api
 
@@ -265,13 +292,13 @@ def layout(examiner: Examiner):
         with gr.Tabs():
             with gr.Tab("Picture"):
                 html(part["one"].replace("@examples", thumbs))
-                gr.Radio(list(METHODS), value=METHODS[0], label="Map", elem_id="tell-method",
-                         interactive=True)
+                gr.Radio([(page.label(method), method) for method in METHODS], value=FIRST, label="Map",
+                         elem_id="tell-method", interactive=True)
                 html(part["result"])
             with gr.Tab("Batch"):
                 html(part["many"])
             with gr.Tab("Quiz"):
-                html(part["quiz"])
+                html(part["quiz"].replace("@machine", page.machine_html(examiner.name, examiner.questions)))
             with gr.Tab("Network"):
                 html(page.card_html(examiner.card))
         html(part["foot"])
@@ -307,6 +334,7 @@ def main(argv: list[str] | None = None) -> dict:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as temporary, listening(args.port) as door:
         os.environ["GRADIO_TEMP_DIR"] = temporary
+        import pytorch_grad_cam  # noqa: F401  takes seconds, which nobody's turn should last
         examiner = Examiner(name, args.device)
         app = serve(examiner)
         import uvicorn

@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> dict:
         rows = [measure(name, action, args.repeats) for name, action in measures(bench).items()]
         rows += [single("peak resident memory of train.py", "MB", f"{peak_memory(bench):.0f}"),
                  single("test accuracy of --recipe fast", "share", f"{bench.reached:.4f}")]
-        rows.append(bench_lime.main([]))
+        rows += bench_lime.main([])["rows"]
         bench_natural.main([])
     about = checkpoints.surroundings_as_text()
     save_result("bench", [row | about for row in rows])

@@ -1,6 +1,6 @@
 """LIME here against the lime package's defaults: time of one picture, and how near each comes to a long run.
 
-    python code/bench_lime.py     50 validation pictures of CIFAKE, base_model; about a minute
+    python code/bench_lime.py     50 validation pictures of CIFAKE for base_model, 15 for compact; minutes
 
 Both sides have the same network, logits, fill and 8 x 8 cells (with the package's own quickshift most
 pictures of 32 pixels are one part, and there is nothing to explain), and take the pictures in turn. Defaults:
@@ -14,11 +14,12 @@ import numpy as np
 from torch import nn
 
 import checkpoints
+from classes import parameters
 from datasets import load
 from explain import pictures_of
 from faithful import in_cells, rank_correlation
 from files import Parser, command_line, whole_number
-from lime_shap import lime, normalised, score_all, segments_of
+from lime_shap import SMALL, lime, normalised, score_all, segments_of
 from planted import interval
 
 
@@ -43,7 +44,7 @@ def timed(action) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, found
 
 
-def bench(network: nn.Module, pictures: np.ndarray) -> dict:
+def bench(name: str, network: nn.Module, pictures: np.ndarray) -> dict:
     """Row of paper/results/bench.csv: median milliseconds of a picture, ours and the package's. Prints it."""
     package(network, pictures[0]), lime(network, pictures[0])  # imports
     pairs = [(timed(lambda one=one: package(network, one)), timed(lambda one=one: lime(network, one)))
@@ -53,23 +54,31 @@ def bench(network: nn.Module, pictures: np.ndarray) -> dict:
     near = [rank_correlation(np.stack(found), long) for found in (
         [pair[0][1] for pair in pairs], in_cells(np.stack([pair[1][1] for pair in pairs])))]
     gain = interval(near[1] - near[0], "gain")
-    print(f"rank correlation with 10,000 samples, {len(pictures)} pictures: package {near[0].mean():.3f}, "
-          f"Tell {near[1].mean():.3f}, difference {gain['gain']:+.3f} "
+    print(f"{name}: rank correlation with 10,000 samples, {len(pictures)} pictures: "
+          f"package {near[0].mean():.3f}, Tell {near[1].mean():.3f}, difference {gain['gain']:+.3f} "
           f"[{gain['gain_low']:+.3f}, {gain['gain_high']:+.3f}]")
     print(f"a picture: package {theirs:.1f} ms, Tell {mine:.1f} ms, x {theirs / mine:.1f}")
-    return {"measure": f"LIME of one picture, rank correlation {near[1].mean():.3f} (reference "
-                       f"{near[0].mean():.3f})", "unit": "ms", "reference": f"{theirs:.2f}",
+    return {"measure": f"LIME of one picture, {name}, rank correlation {near[1].mean():.3f} (reference "
+                       f"{near[0].mean():.3f}, difference {gain['gain']:+.3f} [{gain['gain_low']:+.3f}, "
+                       f"{gain['gain_high']:+.3f}])", "unit": "ms", "reference": f"{theirs:.2f}",
             "tell": f"{mine:.3f}", "ratio": f"{theirs / mine:.1f}", "repeats": len(pictures)}
 
 
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
-    flags.add_argument("-mf", "--modelfile", dest="mf", default="base_model", metavar="NAME")
-    flags.add_argument("--pictures", type=whole_number(2), default=50, metavar="N", help="(50)")
+    flags.add_models(["base_model", "compact"], "base_model compact")
+    flags.add_argument("--pictures", type=whole_number(2), metavar="N",
+                       help="(50; of networks whose 10,000 masks take seconds, 15)")
     args = flags.parse_args(argv)
-    network, _ = checkpoints.load(args.mf)
-    data = load("cifake", hasattr(network, "size")).split("val").head(args.pictures)
-    return bench(network, pictures_of(data, network))
+    return {"rows": [one(name, args.pictures) for name in args.mf]}
+
+
+def one(name: str, n: int | None) -> dict:
+    """The row of one checkpoint, on n validation pictures."""
+    network, _ = checkpoints.load(name)
+    n = n or (50 if parameters(network) < SMALL else 15)
+    data = load("cifake", hasattr(network, "size")).split("val").head(n)
+    return bench(checkpoints.model_name(name), network, pictures_of(data, network))
 
 
 if __name__ == "__main__":

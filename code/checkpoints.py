@@ -6,11 +6,14 @@ or not at all, read with weights_only=True, so that a file can hold numbers but 
 import argparse
 import hashlib
 import io
+import math
 import os
+import pickle
 import platform
 import re
 import subprocess
 import sys
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +30,39 @@ COURSE_KEYS = {"conv1.weight", "conv2.weight", "fc1.weight", "fc3.weight", "fc3.
 NEEDED = {"architecture", "arguments", "heads", "normalisation", "threshold", "threshold_source", "data",
           "seed", "weights"}
 LARGE = 2_000_000  # parameters
+
+
+def is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_counts(value) -> bool:
+    """{name: whole number}."""
+    return isinstance(value, dict) and {*map(type, value)} <= {str} and {*map(type, value.values())} <= {int}
+
+
+def is_normalisation(value) -> bool:
+    """{"mean", "std"}, three numbers each, those of std above 0."""
+    if not isinstance(value, dict) or value.keys() != {"mean", "std"}:
+        return False
+    rows = value.values()
+    three = all(isinstance(row, list | tuple) and len(row) == 3 and all(map(is_number, row)) for row in rows)
+    return three and min(value["std"]) > 0
+
+
+# What others rely on without a look: {fact: (whether a value is one, in words)}
+KINDS = {
+    "architecture": (lambda value: isinstance(value, str), "a name"),
+    "arguments": (lambda value: isinstance(value, dict), "a dictionary"),
+    "heads": (is_counts, "names with their columns"),
+    "normalisation": (is_normalisation, "mean and std, three numbers each"),
+    "threshold": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "threshold_source": (lambda value: isinstance(value, str), "text"),
+    "data": (lambda value: isinstance(value, str), "text"),
+    "pictures": (lambda value: is_counts(value) and "train" in value, "numbers of train and val"),
+    "calibration": (lambda value: isinstance(value, dict), "a dictionary"),
+    "recipe": (lambda value: isinstance(value, dict), "a dictionary"),
+}
 
 
 def path_of(name: str) -> Path:
@@ -90,14 +126,21 @@ def read(path: Path) -> dict:
     if start.startswith(b"version https://git-lfs"):
         raise TellError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on files that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types here, all of which mean this
-        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else "no content"
-        raise TellError(f"{path}: not a checkpoint that can be loaded safely "
-                        f"({type(error).__name__}: {reason})") from error
+        raise TellError(f"{path}: not a checkpoint that can be loaded safely: {why_not(error)}") from error
     if not isinstance(content, dict):
         raise TellError(f"{path}: holds a {type(content).__name__}, not a checkpoint of Tell")
     return content
+
+
+def why_not(error: Exception) -> str:
+    """What torch.load's refusal says about the file; its own words are of its flags."""
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
+        return "it holds code, not only numbers"
+    return "damaged, cut short, or not written by torch.save"
 
 
 def load(name: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
@@ -109,24 +152,51 @@ def load(name: str, device: torch.device | str = "cpu") -> tuple[nn.Module, dict
     path = path_of(name)
     content = read(path)
     if content.keys() >= COURSE_KEYS:
-        content = from_course_project(content)
+        content = from_course_project(path, content)
     if content.get("format") != FORMAT:
         raise TellError(f"{path}: not a checkpoint of Tell (it holds: "
                         f"{', '.join(map(str, list(content)[:4])) or 'nothing'})")
     missing = sorted(NEEDED - content.keys())
     if missing:
         raise TellError(f"{path}: an incomplete checkpoint, without {', '.join(missing)}")
+    require_kinds(path, content)
     if content["architecture"] not in NETWORKS:
         raise TellError(f"{path}: made for the network {content['architecture']!r}, which this "
                         f"version does not have ({', '.join(NETWORKS)})")
     try:
         network = build(content["architecture"], **content["arguments"])
         network.load_state_dict(content.pop("weights"), strict=True)
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise TellError(f"{path}: its weights do not fit {content['architecture']} "
                         f"({str(error).strip().splitlines()[-1].strip()[:120]})") from error
+    require_sound(path, network, content["heads"])
     network.normalisation = content["normalisation"]
     return network.to(device).eval(), content
+
+
+def require_kinds(path: Path, content: dict) -> None:
+    """TellError for the first fact that is not of its kind."""
+    for key, (fits, words) in KINDS.items():
+        if key in content and not fits(content[key]):
+            found = " ".join(repr(content[key]).split())[:60]
+            raise TellError(f"{path}: a malformed checkpoint: its {key} is {found}, not {words}")
+
+
+def require_sound(path: Path, network: nn.Module, heads: dict) -> None:
+    """TellError unless the weights just loaded are finite and `heads` are the network's own."""
+    if heads != network.heads:
+        raise TellError(f"{path}: its heads are {str(heads)[:60]}, those of its network {network.heads}")
+    odd = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+    if odd:
+        raise TellError(f"{path}: {len(odd)} of its weights are not finite, the first: {odd[0]}; a run that "
+                        "diverged, or a damaged file")
+
+
+def trained_on(facts: dict) -> str:
+    """The set that a checkpoint was trained on, as it is printed: "cifake", of a smoke run with a mark."""
+    if not (facts.get("smoke") and "pictures" in facts):
+        return facts["data"]
+    return f"{facts['data']} (smoke run: {facts['pictures']['train']:,} pictures)"
 
 
 def add(name: str, **facts) -> Path:
@@ -139,18 +209,23 @@ def add(name: str, **facts) -> Path:
     return path
 
 
-def from_course_project(weights: dict) -> dict:
+def from_course_project(path: Path, weights: dict) -> dict:
     """A bare state dictionary of the course project as a checkpoint of ours.
 
     Its networks give P(real), so the last layer is negated: sigmoid(-z) = 1 - sigmoid(z). It stores
     the attention layer always; that it was used shows in its BatchNorm having counted batches.
+    TellError for what is no tensor.
     """
+    odd = [key for key, value in weights.items() if not (isinstance(key, str) and torch.is_tensor(value))]
+    if odd:
+        raise TellError(f"{path}: a malformed checkpoint: its {odd[0]!r} is a "
+                        f"{type(weights[odd[0]]).__name__}, no tensor")
     weights = dict(weights)
-    attention = bool(weights.get("attend.bn.num_batches_tracked", 0) > 0)
+    attention = bool(weights.get("attend.bn.num_batches_tracked", torch.zeros(1)).any())
     if not attention:
         weights = {key: value for key, value in weights.items() if not key.startswith("attend.")}
     for key in ("fc3.weight", "fc3.bias"):
-        weights[key] = -weights[key]
+        weights[key] = -1 * weights[key]  # of bools, "-" is an error
     return {"format": FORMAT, "architecture": "CIFAKE_CNN", "arguments": {"attn": attention},
             "heads": {"fake": 1}, "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
             "labels": LABELS, "threshold": 0.5, "data": "not recorded", "seed": None,

@@ -18,7 +18,7 @@ import numpy as np
 
 import sources
 from cache import fingerprint_of
-from datasets import ImageSet, load
+from datasets import ImageSet, data_root, load
 from files import TellError, atomic, folder, make_folder, remove, shown
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -69,12 +69,13 @@ def damaged(where: str, reason: str) -> TellError:
 
 
 def pixels_of(content: dict, where: str) -> np.ndarray:
-    """b"data" of a part of CIFAR-100: uint8 (n, 3, 32, 32)."""
+    """b"data" of a part of CIFAR-100, in C's or in Fortran's order: uint8 (n, 3, 32, 32)."""
     match content.get(b"data"):
-        case Recorded(state=(_, (int() as n, 3072), Recorded(arguments=(b"u1", *_)), 0, bytes() as raw)) \
-                if len(raw) == 3072 * n > 0:
-            return np.frombuffer(raw, np.uint8).reshape(n, 3, 32, 32)
-    raise damaged(where, "b'data' is not a row-major uint8 array (n, 3072)")
+        case Recorded(state=(_, (int() as n, 3072), Recorded(arguments=(b"u1", *_)),
+                             (0 | 1) as fortran, bytes() as raw)) if len(raw) == 3072 * n > 0:
+            rows = np.frombuffer(raw, np.uint8).reshape((n, 3072), order="F" if fortran else "C")
+            return np.ascontiguousarray(rows).reshape(n, 3, 32, 32)
+    raise damaged(where, "b'data' is not a uint8 array (n, 3072)")
 
 
 def list_of(content: dict, key: bytes, kind: type, n: int, where: str) -> list:
@@ -163,7 +164,7 @@ def fetch() -> Path:
 
 def open_photographs() -> ImageSet:
     """CIFAR-100's test half where it is; else the stand-in; else real pictures of the built-in sample."""
-    root = folder("data")
+    root = data_root()
     for place in PLACES:
         if (root / place).exists():
             return read_cifar100(root / place).split("test")

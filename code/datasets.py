@@ -31,6 +31,7 @@ CIFAKE_FINGERPRINT = "8b6c7ccb5a18adaafe5aea84515fa0a09a3560aa5c4d60d140187899a9
 KAGGLE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
 BY_HAND = (f"download https://www.kaggle.com/datasets/{KAGGLE_HANDLE} by hand and "
            "`python code/datasets.py import THE.zip`")
+NO_EVIDENCE = "This is the BUILT-IN SAMPLE: for smoke runs, not for conclusions"
 HOW_TO_GET_CIFAKE = ("get CIFAKE (120,000 pictures, about 110 MB): `python code/datasets.py fetch cifake`, "
                      f"or {BY_HAND}")
 
@@ -92,7 +93,8 @@ class ImageSet:
 def load(name: str = "auto", natural: bool = False):
     """Open "cifake", "sample", "auto", or a folder or archive by its path or its name under the data root.
 
-    "auto" is CIFAKE where it is found under the data root, else the built-in sample. Returns an
+    "auto" is CIFAKE where it is found under the data root, else the built-in sample; TellError where
+    TELL_DATA names a folder that is not there. Returns an
     ImageSet, every picture squashed to 32 pixels; with `natural` a natural.PictureSet, every picture at
     its own size, except for CIFAKE and the sample, which have 32 pixels anyway. A CIFAKE that differs from
     the published one in any file, such as half of it, is named "cifake-changed".
@@ -134,9 +136,21 @@ def find_set(name: str) -> Path:
     return next((path for path in (user_path(name), *named) if path.exists()), user_path(name))
 
 
+def data_root() -> Path:
+    """Where sets are looked for; TellError where TELL_DATA names no folder.
+
+    That is most likely mistyped, and the sample would silently take the place of what is looked for.
+    """
+    root = folder("data")
+    if os.environ.get("TELL_DATA") and not root.is_dir():
+        raise TellError(f"{root}: no such folder, though TELL_DATA names it; correct or unset TELL_DATA")
+    return root
+
+
 def find_cifake() -> Path | None:
     """CIFAKE under the data root, by the names in config.json; None if it is not there."""
-    candidates = (folder("data") / name for name in config()["cifake"])
+    root = data_root()
+    candidates = (root / name for name in config()["cifake"])
     return next((path for path in candidates if path.exists()), None)
 
 
@@ -144,7 +158,10 @@ def sample_archive() -> Path:
     """The built-in sample, made on first use."""
     cache = make_folder(folder("cache"), "TELL_CACHE")
     path = cache / f"sample-{sample.SAMPLE_SHA256[:8]}.tar"
-    return path if path.exists() else sample.make_sample(path)
+    if path.exists():
+        return path
+    print("making the built-in sample, once (10 to 30 s) ...", flush=True)
+    return sample.make_sample(path)
 
 
 # --- verify ------------------------------------------------------------------------------------
@@ -194,7 +211,7 @@ def fetch() -> Path:
         kagglehub.dataset_download(KAGGLE_HANDLE, output_dir=str(partial))
     except Exception as error:  # kagglehub and requests share no base class; each is "no download"
         raise TellError(why_no_download(error)) from error
-    return accept(partial, target, KAGGLE_HANDLE)
+    return accept(partial, target, KAGGLE_HANDLE, "fetch it again")
 
 
 def why_no_download(error: Exception) -> str:
@@ -213,13 +230,13 @@ def why_no_download(error: Exception) -> str:
     return f"CIFAKE could not be downloaded ({reason}); on a machine with a network, {BY_HAND}"
 
 
-def accept(partial: Path, target: Path, source: str) -> Path:
+def accept(partial: Path, target: Path, source: str, advice: str) -> Path:
     """Rename a finished copy to its final name if it is CIFAKE file by file; else delete it."""
     try:
         differences = verify(partial)
         if differences:
             raise TellError(f"{source}: not CIFAKE as published, {len(differences):,} differences, "
-                            f"the first: {differences[0]}")
+                            f"the first: {differences[0]}; {advice}")
         os.replace(partial, target)
     finally:
         delete(partial)
@@ -247,7 +264,7 @@ def import_cifake(path: Path) -> Path:
         delete(partial)
         raise TellError(f"{root}: {path} could not be copied there "
                         f"({error.strerror or str(error)[:120]})") from error
-    return accept(partial, target, str(path))
+    return accept(partial, target, str(path), f"`python code/datasets.py verify {path}` names all")
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -276,8 +293,9 @@ def banner(data: ImageSet) -> None:
     print(f"data: {data.name}, {len(data):,} pictures, from {shown(data.source)}")
     if data.name == "sample":
         print("*" * 88)
-        print("This is the BUILT-IN SAMPLE: for smoke runs, not for conclusions. For real results,")
+        print(f"{NO_EVIDENCE}. For real results,")
         print(HOW_TO_GET_CIFAKE)
+        print(f"(CIFAKE is looked for under {folder('data')})")
         print("*" * 88)
     if data.name == "cifake-changed":
         print(f"This is NOT CIFAKE as published: {len(data):,} readable pictures, where that has 120,000, or "
@@ -294,6 +312,8 @@ def list_sets() -> dict:
     for name, data in found.items():
         print(f"{name}: {data.source}")
         print("   " + ", ".join(f"{key} {count:,}" for key, count in describe(data).items()))
+        if name == "sample":
+            print(f"   {NO_EVIDENCE}")
     return {name: describe(data) for name, data in found.items()}
 
 
@@ -332,7 +352,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.action == "fetch" and args.name == "cifar100":
         from cifar100 import fetch as fetch_cifar100  # which imports this module
         return {"path": str(fetch_cifar100())}
-    path = find_cifake()
+    path = find_cifake() if folder("data").exists() else None  # else it is made
     if path:
         print(f"CIFAKE is there already: {path}; to check it: python code/datasets.py verify")
         return {"path": str(path)}

@@ -140,6 +140,8 @@ def timm_body(name: str, weights: str | None) -> nn.Module:
     if weights and weights != "hub" and not Path(weights).is_file():
         raise TellError(f"--weights {weights}: no such file")
     overlay = {"file": weights} if weights and weights != "hub" else None
+    if weights == "hub":
+        no_retries_offline()
     try:
         return timm.create_model(name, pretrained=bool(weights), num_classes=0,
                                  pretrained_cfg_overlay=overlay)
@@ -147,6 +149,16 @@ def timm_body(name: str, weights: str | None) -> nn.Module:
         reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else ""
         raise TellError(f"{name}: no pretrained weights from {weights} ({type(error).__name__}: {reason}); "
                         "connect to huggingface.co, or give --weights FILE, or --from-scratch") from error
+
+
+def no_retries_offline() -> None:
+    """Where the hub does not answer: what lies in its cache or an error at once, not a minute of retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception:  # of whichever client this version has; the request itself says more
+        constants.HF_HUB_OFFLINE = True
 
 
 class ResNet18(nn.Module):

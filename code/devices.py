@@ -5,13 +5,15 @@
 Fabric is imported only where it has something to do: it takes seconds, and for one process in
 float32 on the CPU it would change nothing.
 
-Several processes train as one does, up to the order of sums. On GPUs BatchNorm counts over the pictures of
-all of them; on the CPU, where gloo cannot, over each one's share, and the first one's statistics are kept:
-there only networks without BatchNorm come out as from one process.
+Several processes train as one does, up to the order of sums, since BatchNorm counts over the pictures of all
+of them: torch's own on GPUs, batch_norm_of_all on the CPU. There, in float32, weights and statistics of
+Compact after five steps at a rate of 0.05 agree with those of one process to 1e-5 (tested); at rates at which
+training itself is unstable the last bits grow.
 """
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +37,8 @@ class Device:
         if self.world > 1 and self.device.type == "cuda":
             from timm.layers import convert_sync_batchnorm  # torch's drops the activation in timm's layers
             network = convert_sync_batchnorm(network)
+        elif self.world > 1:
+            share_batch_norm(network)
         return self.fabric.setup_module(network) if self.fabric else network.to(self.device)
 
     def backward(self, loss: Tensor) -> None:
@@ -55,6 +59,44 @@ class Device:
         parts = [None] * self.world
         torch.distributed.all_gather_object(parts, share.cpu())
         return torch.cat(parts)
+
+
+def share_batch_norm(network: nn.Module) -> None:
+    """Let BatchNorm count over all CPU processes in training; parameters, buffers and their keys stay."""
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = partial(batch_norm_of_all, layer)
+
+
+class MeanOfAll(torch.autograd.Function):
+    """The mean of a tensor over all processes, and of its gradient: the loss is the mean of theirs."""
+
+    @staticmethod
+    def forward(context, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return MeanOfAll.forward(context, gradient)
+
+
+def batch_norm_of_all(layer: nn.Module, x: Tensor) -> Tensor:
+    """What `layer` gives for (batch, channels, ...), in training for the equal shares of all processes."""
+    if not layer.training:
+        return type(layer).forward(layer, x)
+    each, shape = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
+    centre = MeanOfAll.apply(x.float().mean(each, keepdim=True))
+    spread = MeanOfAll.apply((x - centre).square().mean(each, keepdim=True))
+    n = torch.distributed.get_world_size() * x.numel() // x.shape[1]
+    with torch.no_grad():
+        layer.num_batches_tracked += 1
+        layer.running_mean.lerp_(centre.flatten(), layer.momentum)
+        layer.running_var.lerp_(spread.flatten() * (n / (n - 1)), layer.momentum)
+    scale = layer.weight.view(shape) * torch.rsqrt(spread + layer.eps)
+    found = ((x - centre) * scale + layer.bias.view(shape)).to(x.dtype)
+    return layer.act(layer.drop(found)) if hasattr(layer, "act") else found  # timm's has both inside
 
 
 def open_device(name: str, precision: str = "fp32") -> Device:

@@ -1,4 +1,4 @@
-"""What in a picture speaks for FAKE, and what for REAL: picture in, signed map out, five methods.
+"""What in a picture speaks for FAKE, and what for REAL: picture in, signed map out, seven methods.
 
     python code/explain.py -mf base_model                          eight pictures of CIFAKE's test half
     python code/explain.py -mf base_model --input ONE.png TWO.jpg  your own, -o where to write the figure
@@ -8,6 +8,8 @@ or (n, h, w), positive towards FAKE. What the maps have in common: lime_shap.py,
 far they can be believed: faithful.py. Pictures of another size are squashed to the network's 32 pixels
 here, or their centre taken where it knows larger ones; infer.py and the web page let tiles vote.
 """
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -43,6 +45,7 @@ from natural import held_part
 
 SMALLEST = 7  # side of the smallest map that Grad-CAM is taken from
 STEPS = 32    # of the path of integrated gradients
+CAM_STEPS = 8  # of HiResCAM's: each a forward and a backward pass
 
 
 # --- Grad-CAM ----------------------------------------------------------------------------------
@@ -90,16 +93,21 @@ def cam_layer(network: nn.Module, size: int) -> nn.Module:
     return fitting[-1]
 
 
+def at_layer(cam, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What the hooks of a CAM of the package find: a layer's output, and the logit's gradient in it."""
+    # Not cam(x): it leaves gradients in the parameters and drops what speaks for REAL.
+    hooked, x = cam.activations_and_grads, x.detach().requires_grad_()
+    with torch.enable_grad():
+        torch.autograd.grad(hooked(x).sum(), x)
+    return hooked.activations[0].numpy(), hooked.gradients[0].numpy()
+
+
 def raw_cam(network: nn.Module, layer: nn.Module, x: Tensor) -> np.ndarray:
     """Grad-CAM of normalised pictures before ReLU, scaling and enlarging: float32 (n, rows, columns)."""
     from pytorch_grad_cam import GradCAM  # seconds, with OpenCV
     cam = GradCAM(OneView(network), [layer])
     try:
-        # Not cam(x): it leaves gradients in the parameters and drops what speaks for REAL.
-        hooked, x = cam.activations_and_grads, x.detach().requires_grad_()
-        with torch.enable_grad():
-            torch.autograd.grad(hooked(x).sum(), x)
-        activations, gradients = (kept[0].numpy() for kept in (hooked.activations, hooked.gradients))
+        activations, gradients = at_layer(cam, x)
         if isinstance(network, CIFAKE_CNN):  # its ReLU is no layer; what that cuts off has no effect
             activations = activations.clip(0)
         return cam.get_cam_image(x, layer, None, activations, gradients)
@@ -107,16 +115,53 @@ def raw_cam(network: nn.Module, layer: nn.Module, x: Tensor) -> np.ndarray:
         cam.activations_and_grads.release()
 
 
-def enlarged(raw: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Maps (n, 1, rows, columns) -> (n, 1, *size), each position where its receptive field is."""
+def path_cam(network: nn.Module, layer: nn.Module, x: Tensor, start: Tensor) -> np.ndarray:
+    """HiResCAM of what a layer gives for x beyond what it gives for `start`: float32 (n, rows, columns).
+
+    The gradient is the mean over the straight path between the two outputs of the layer, so that a map sums
+    to logit(x) - logit(start), but for the CAM_STEPS of the path.
+    """
+    from pytorch_grad_cam import HiResCAM  # seconds, with OpenCV
+    shift, gradients = 0.0, []
+    hook = layer.register_forward_hook(lambda layer, inputs, output: output + shift)  # before the package's
+    cam = HiResCAM(OneView(network), [layer])
+    try:
+        end, begin = at_layer(cam, x)[0], at_layer(cam, start)[0]
+        for step in np.linspace(1, 0, CAM_STEPS, endpoint=False) - 0.5 / CAM_STEPS:
+            shift = torch.from_numpy(np.float32(step) * (begin - end)).to(x)
+            gradients.append(at_layer(cam, x)[1])
+        return cam.get_cam_image(x, layer, None, end - begin, np.mean(gradients, axis=0), False)
+    finally:
+        cam.activations_and_grads.release()
+        hook.remove()
+
+
+def spread(raw: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Maps (n, 1, rows, columns) -> (n, 1, *size) of the same sum, each where its receptive field is."""
     if not isinstance(network, CIFAKE_CNN):
-        return F.interpolate(raw, size, mode="bilinear")
-    # Without padding conv2's fields, 14 pixels wide and 2 apart, do not stretch over the picture: each pixel
-    # takes the mean of the fields that it lies in, weighted by how near their middle it is.
-    near = torch.minimum(torch.arange(1.0, 15), torch.arange(14.0, 0, -1))
-    total, weights = (F.conv_transpose2d(each, torch.outer(near, near)[None, None], stride=2)
-                      for each in (raw, torch.ones_like(raw)))
-    return total / weights
+        return F.interpolate(raw, size, mode="bilinear") * (raw[0].numel() / (size[0] * size[1]))
+    # Without padding conv2's fields, 14 pixels wide and 2 apart, do not stretch over the picture: each gives
+    # its value to the pixels in it, the more the nearer they are to its middle.
+    near = torch.minimum(torch.arange(1.0, 15), torch.arange(14.0, 0, -1)) / 56
+    return F.conv_transpose2d(raw, torch.outer(near, near)[None, None], stride=2)
+
+
+def enlarged(raw: Tensor, network: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Maps (n, 1, rows, columns) -> (n, 1, *size), each pixel the mean of the fields that it lies in."""
+    return spread(raw, network, size) / spread(torch.ones_like(raw), network, size)
+
+
+def as_pixels(network: nn.Module, pictures: np.ndarray, cam: Callable, over: Callable) -> np.ndarray:
+    """cam(network, cam_layer, pictures, mean colours), of both views where it mirrors, `over` the pixels."""
+    layer, maps = cam_layer(network, pictures.shape[-1]), []
+    x, start = normalised(network, pictures), normalised(network, mean_colour(pictures))
+    size = batch_size(network, x)
+    for part in zip(x.split(size), start.split(size), strict=True):
+        raw = cam(network, layer, *part)
+        if getattr(network, "mirror", False):
+            raw = (raw + cam(network, layer, *(each.flip(3) for each in part))[..., ::-1]) / 2
+        maps.append(over(torch.from_numpy(raw[:, None].copy()), network, x.shape[2:])[:, 0])
+    return torch.cat(maps).numpy()
 
 
 @explanation
@@ -124,16 +169,22 @@ def grad_cam(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
     """Signed Grad-CAM: the maps of cam_layer, each weighted by the mean of its gradient, summed.
 
     Relative units. R. R. Selvaraju et al., "Grad-CAM", ICCV 2017, without the ReLU at its end. The map is
-    coarse (see cam_layer) and enlarged: it tells a region, never a pixel.
+    coarse (see cam_layer) and enlarged: it tells a region, never a pixel. Its zero means little: of
+    `compact` it is positive nearly everywhere where the verdict is REAL. hirescam has that mended.
     """
-    layer, maps = cam_layer(network, pictures.shape[-1]), []
-    x = normalised(network, pictures)
-    for part in x.split(batch_size(network, x)):
-        raw = raw_cam(network, layer, part)
-        if getattr(network, "mirror", False):
-            raw = (raw + raw_cam(network, layer, part.flip(3))[..., ::-1]) / 2
-        maps.append(enlarged(torch.from_numpy(raw[:, None].copy()), network, x.shape[2:])[:, 0])
-    return torch.cat(maps).numpy()
+    return as_pixels(network, pictures, lambda network, layer, x, start: raw_cam(network, layer, x), enlarged)
+
+
+@explanation
+def hirescam(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    """HiResCAM against the mean colour: sum over channels of gradient x (A(picture) - A(mean colour)).
+
+    A: the maps of cam_layer. Logits: a map sums to logit(picture) - logit(mean colour), but for CAM_STEPS.
+    Coarse and enlarged, like grad_cam, from which it differs in two things: what an empty picture gives is
+    taken off, and the gradient stays where it is (R. Draelos, L. Carin, arXiv:2011.08891), its mean over a
+    path, as in "Integrated Grad-CAM" (S. Sattarzadeh et al., ICASSP 2021).
+    """
+    return as_pixels(network, pictures, path_cam, spread)
 
 
 # --- methods of captum -------------------------------------------------------------------------
@@ -173,8 +224,9 @@ def occlusion(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
     return torch.cat(maps).cpu().numpy()
 
 
-METHODS = {"grad-cam": grad_cam, "lime": lime, "shap": shap, "integrated gradients": integrated_gradients,
-           "occlusion": occlusion}
+METHODS = {"grad-cam": grad_cam, "hirescam": hirescam, "lime": lime,
+           "lime, mean colour": partial(lime, fill="picture"), "shap": shap,
+           "integrated gradients": integrated_gradients, "occlusion": occlusion}
 
 
 # --- figure and command line -------------------------------------------------------------------

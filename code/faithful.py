@@ -10,7 +10,6 @@ test of planted.py), with 95 % intervals by bootstrap over pictures. All maps ar
 """
 import copy
 import time
-from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -29,7 +28,7 @@ from classes import pick_device
 from datasets import SPLITS, banner, load
 from explain import METHODS, pictures_of
 from files import Parser, command_line, save_result, whole_number
-from lime_shap import GRID, cells_of, explanation, lime, masked_logits, mean_colour, normalised, score_all
+from lime_shap import GRID, cells_of, explanation, masked_logits, mean_colour, normalised, score_all
 from natural import held_part
 from planted import interval
 
@@ -44,7 +43,8 @@ MEASURES = {"deletion": "area under the verdict's logit while cells take the mea
                     "cells, imputed, / 2; high is good",
             "shift": "rank correlation with the map of the picture moved by one pixel; 1 is stable",
             "randomised": "rank correlation of the sizes with those for shuffled weights; 0 is good",
-            "agreement": "mean rank correlation with the other methods of explain.py"}
+            "agreement": "mean rank correlation with the other methods of explain.py",
+            "sign": "share of pictures where the sum of the map has the verdict's sign; 1 is good"}
 BADNESS = {"deletion": np.positive, "insertion": np.negative, "road": np.negative, "shift": np.negative,
            "randomised": np.abs}  # the lower, the better the map
 
@@ -68,7 +68,7 @@ def centre_blob(network: nn.Module, pictures: np.ndarray) -> np.ndarray:
 
 
 BASELINES = {"random": random_map, "centre": centre_blob}
-ALL = METHODS | {"lime, mean colour": partial(lime, fill="picture")} | BASELINES
+ALL = METHODS | BASELINES
 
 
 def in_cells(maps: np.ndarray) -> np.ndarray:
@@ -191,7 +191,13 @@ def measured(network: nn.Module, pictures: np.ndarray) -> dict[str, np.ndarray]:
     return removal(network, pictures, cells) | {
         "shift": np.stack(list(map(rank_correlation, cells, shifted))),
         "randomised": np.stack(list(map(rank_correlation, abs(cells), abs(blind)))),
-        "agreement": np.stack(agreement)}
+        "agreement": np.stack(agreement), "sign": signs(network, pictures, cells)}
+
+
+def signs(network: nn.Module, pictures: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """1 where a map's sum has the sign of the logit, else 0: (methods, n, cells) -> (methods, n)."""
+    fake = score_all(network, normalised(network, pictures)) > 0
+    return ((cells.sum(axis=-1) > 0) == fake).astype(float)
 
 
 def table(found: dict[str, np.ndarray]) -> list[dict]:
@@ -204,10 +210,12 @@ def table(found: dict[str, np.ndarray]) -> list[dict]:
 
 
 def wide(found: DataFrame) -> DataFrame:
-    """The written table with methods down, measures across: "mean [low, high]"."""
+    """The written table with methods down, measures across: "mean [low, high]"; an older one has fewer."""
     cells = [f"{row.mean:.2f} [{row.mean_low:.2f}, {row.mean_high:.2f}]" for row in found.itertuples()]
     texts = found.assign(cell=cells).pivot(index="method", columns="measure", values="cell")
-    return texts.loc[list(ALL), list(MEASURES)].rename_axis(index=None, columns=None)
+    there = [[name for name in names if name in axis]
+             for names, axis in ((ALL, texts.index), (MEASURES, texts.columns))]
+    return texts.loc[*there].rename_axis(index=None, columns=None)
 
 
 def ranking(found: DataFrame) -> DataFrame:

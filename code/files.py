@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def shown(path: Path | str) -> str:
 
 
 def user_path(text: str) -> Path:
-    """What a user typed as a path, made absolute."""
+    """What a user typed as a path, made absolute; TellError for what can be none."""
+    if not text:
+        raise TellError("an empty name is no path; is a variable of the shell unset?")
     try:
         path = Path(text).expanduser().resolve()
         path.exists()
@@ -63,6 +66,17 @@ def make_folder(path: Path, setting: str) -> Path:
         raise TellError(f"{path}: cannot be created ({error.strerror}); "
                         f"set {setting} to a folder that can be written") from error
     return path
+
+
+def require_writable(path: Path, setting: str) -> None:
+    """TellError where nothing can be written to the folder `path`, whether it is there yet or not."""
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise TellError(f"{path}: cannot be written ({error.strerror}); "
+                        f"set {setting} to a folder that can be") from error
 
 
 @contextmanager

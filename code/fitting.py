@@ -191,7 +191,7 @@ def train_epoch(run: Run, batches, epoch: int, history: list[dict], after_step=N
             total += loss
             if after_step:
                 after_step(step + 1, loss.item())
-            if step % 200 == 199 and not bar.disable:
+            if step % 20 == 19 and not bar.disable:
                 bar.set_postfix(loss=f"{total.item() / (step + 1):.4f}", refresh=False)
     mean = run.device.mean(total).item() / len(batches)
     if not np.isfinite(mean):
@@ -242,8 +242,7 @@ def fit(network: nn.Module, train, val, recipe: Recipe, *, seed: int = 0, device
     Returns the last state: {"epoch", "weights", "buffers", "history", "best": {"row", "weights"}, ...},
     where "best" is the epoch of highest balanced validation accuracy at its own best threshold, whose
     weights `network` then holds. Raises TellError when the loss is no longer finite.
-    Several processes give what one gives, up to the order of sums; on the CPU only without BatchNorm
-    (devices.py).
+    Several processes give what one gives, up to the order of sums (devices.py).
     """
     device = device or open_device("cpu", recipe.precision)
     state = state or {"epoch": 0, "history": [], "best": None}

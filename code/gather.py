@@ -100,6 +100,6 @@ def fetch(url: str) -> bytes:
 def reason(error: Exception) -> str:
     """Why a file cannot be read, in one line."""
     if isinstance(error, DecodeError):
-        return re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # the same in every run
+        return str(error)
     said = getattr(error, "strerror", None) or str(getattr(error, "reason", "") or error)
     return f"cannot be read: {' '.join(said.split()) or type(error).__name__}"[:200]

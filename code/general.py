@@ -22,6 +22,7 @@ from classes import build
 from files import Parser, TellError, command_line, save_result, shown, whole_number
 from resaved import VIEWS, WAYS, Pool, gather, measure
 from scoring import sigmoid
+from trust import short_hashes
 from unseen import (
     STRENGTH,
     judged,
@@ -78,6 +79,7 @@ def save(name: str, network: nn.Module, pool: Pool, calibration: dict, cut: floa
         network, "General", NETWORK, threshold=float(sigmoid(np.array(cut))), data=names,
         threshold_source=f"half way between the classes' medians of {calibration['source']}",
         fingerprint=fingerprint, fitted_on=[data.fingerprint for data in pool.sets],
+        fitted_pictures=torch.from_numpy(short_hashes(pool.sha256)),
         pictures={"train": len(pool)}, seed=0, calibration=calibration,
         recipe={"views": VIEWS, "seeds": seeds, "strength": STRENGTH}, **checkpoints.surroundings())
     checkpoints.write(path, content)

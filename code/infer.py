@@ -4,6 +4,7 @@
     python code/infer.py --input FOLDER --output verdicts.csv -mf base_model
     python code/infer.py --input LIST.txt --output verdicts.parquet      a path or a URL a line
     python code/infer.py --input FOLDER --output verdicts.csv --explain MAPS    and a heat map of each
+                                        (of a picture seen in tiles: each tile in the colour of its score)
 
 A row a file, in sorted order of a folder (names that start with a dot are left out) or in a list's own:
 path, verdict (FAKE, REAL, cannot tell; none where the file cannot be read), ..., warnings, error; judge()
@@ -27,6 +28,7 @@ from http.client import HTTPException
 from itertools import islice
 
 import numpy as np
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -39,9 +41,10 @@ from decode import DecodeError, decode
 from files import Parser, TellError, atomic, command_line, shown, user_path, whole_number
 from gather import is_url, names_of, read, reason, root_of
 from natural import in_workers, own_cores
+from overlays import SHEET, SKETCH, overlay, sheet, sketch
 from rows import WRITERS, Rows, partial_of, printable
 from scoring import BATCH_SIZE, sigmoid
-from tiles import LIMIT, WAYS, Seen, legible, means, overlay, own_way, see, size_of, sketch, view_logits
+from tiles import LIMIT, WAYS, Seen, in_words, means, own_way, record, see, size_of, view_logits
 
 COLUMNS = {"path": str, "verdict": str, "probability": float, "threshold": float, "margin": float,
            "logit": float, "width": int, "height": int, "treatment": str, "views": int, "share": float,
@@ -52,9 +55,12 @@ FETCHERS = 8   # URLs at once, in each worker
 HEAVY = 70     # JPEG quality; 70 costs base_model 1 point of accuracy, 60 costs 6 (2,000 of CIFAKE)
 GREY_SUM = 3688  # of libjpeg's luminance table at quality 50
 CIFAKE_QUALITY = 75
-BLANK = "every tile is flat"
-METHODS = ("integrated gradients", "grad-cam", "lime", "shap", "occlusion")  # explain.py's
-PREFERRED = ("compact", "base_model")
+BLANK = "no detail to judge by: the picture, or every tile of it, is flat"
+SILENT = ("this network always says \"cannot tell\": on sources that it had not seen it was wrong more often "
+          "than its calibration promises")
+METHODS = ("integrated gradients", "lime, mean colour", "lime", "shap", "hirescam", "occlusion",
+           "grad-cam")  # of explain
+PREFERRED = ("sturdy", "compact", "base_model")
 
 
 # --- pictures -> verdicts ----------------------------------------------------------------------
@@ -67,7 +73,7 @@ def judge(network: nn.Module, facts: dict, pictures: list[np.ndarray], names: li
     way: how a picture of another size than the network's is seen, one of tiles.WAYS (the network's own:
     tiles.own_way). A dictionary each, after "path" where there are names:
       verdict      "FAKE", "REAL" or "cannot tell" (calibration.verdicts); without calibration never the
-                   latter, except where there is nothing but flat tiles to see
+                   latter, except where there is no detail to see (BLANK)
       probability  calibrated P(fake) at even odds; where the checkpoint has no calibration, sigmoid(logit)
       threshold    the checkpoint's, on the scale of `probability`
       margin       probability - threshold, so positive on the side of FAKE
@@ -94,13 +100,15 @@ class Eye:
     way: str
     limit: int
     trained_on: str  # its data, where it knows pictures of 32 pixels only
-    calibrated: bool
+    rule: dict       # of its calibration, empty where it has none
+    elsewhere: str   # what to say of its verdicts on pictures of another size than its own
 
     @classmethod
-    def of(cls, network: nn.Module, facts: dict, way: str | None = None, limit: int = LIMIT) -> "Eye":
+    def of(cls, network: nn.Module, facts: dict, way: str | None = None, limit: int = LIMIT,
+           elsewhere: str = "") -> "Eye":
         small = not hasattr(network, "size") or facts["data"] in SMALL
         return cls(size_of(network), way or own_way(network), limit, facts["data"] if small else "",
-                   "calibration" in facts)
+                   facts.get("calibration", {}), elsewhere)
 
     def look(self, picture: np.ndarray, file: bytes = b"") -> tuple[Seen, dict]:
         """What the network gets of a picture, and the part of its row that is known without the network."""
@@ -111,8 +119,10 @@ class Eye:
 
     def of_training(self, seen: Seen, file: bytes) -> Iterator[str]:
         """What sets a picture and its file (empty: unknown) apart from those that the network learnt from."""
-        if not self.calibrated:
+        if not self.rule:
             yield "not calibrated"
+        elif self.rule["real_bound"] == np.inf and self.rule["fake_bound"] == -np.inf:
+            yield SILENT
         if self.trained_on == "sample":
             yield "trained on the built-in sample: for smoke runs, not for conclusions"
         quality = jpeg_quality(file)
@@ -125,14 +135,23 @@ class Eye:
 
     def of_view(self, seen: Seen) -> Iterator[str]:
         """What the network does not get to see of a picture."""
-        if seen.treatment == "whole":
-            return
-        if min(seen.height, seen.width) < self.size:
-            yield f"small: below the {self.size}x{self.size} pixels that the network takes"
         if seen.blank:
             yield BLANK
+        if seen.treatment == "whole":
+            return
+        if self.elsewhere:
+            yield self.elsewhere
+        if min(seen.height, seen.width) < self.size:
+            yield f"small: below the {self.size}x{self.size} pixels that the network takes"
+        if len(seen.boxes) > 1 and seen.looked_at < 0.5:
+            yield f"only {percent(seen.looked_at)} of the picture was looked at"
         if self.way == "fit" and max(seen.height, seen.width) > 2 * min(seen.height, seen.width):
             yield "long: less than half of it was seen"
+
+
+def percent(share: float) -> str:
+    """Two digits: "12 %", "0.14 %"."""
+    return f"{100 * share:.2g} %"
 
 
 def decide(network: nn.Module, facts: dict, pixels: np.ndarray, looks: list[dict]) -> list[dict]:
@@ -179,7 +198,7 @@ class Portion:
     """Some files as a worker hands them over: a row each; views and a sketch of those that are pictures."""
     rows: list[dict]    # with "error" where it is no picture
     pixels: np.ndarray  # uint8 (k, s, s, 3)
-    sketches: list[tuple[np.ndarray, np.ndarray]]  # as tiles.overlay takes them, where heat maps are wanted
+    sketches: list[tuple[np.ndarray, np.ndarray]]  # as overlay() takes them, where maps are wanted
 
 
 @dataclass(frozen=True)
@@ -210,7 +229,8 @@ class Reader:
         seen, row = self.eye.look(picture, data)
         if note:
             row["treatment"] = f"{note}; {row['treatment']}"
-        return path | row, seen.pixels, sketch(picture, seen.boxes) if self.sketching else None
+        side = SHEET if len(seen.boxes) > 1 else SKETCH
+        return path | row, seen.pixels, sketch(picture, seen.boxes, side) if self.sketching else None
 
 
 # --- a run over many files ---------------------------------------------------------------------
@@ -230,7 +250,7 @@ class Run:
         self.total = sum(1 for _ in self.names())
         if not self.total:
             raise TellError(f"{args.input}: no files there")
-        self.busy = 0.0  # seconds that judging took
+        self.busy = self.drawing = 0.0  # seconds that judging and heat maps took
 
     def names(self) -> Iterator[str]:
         return islice(names_of(self.args.input, self.own), SMOKE if self.args.smoke else None)
@@ -248,7 +268,8 @@ class Run:
         done = first = rows.resume(map(printable, self.names()), self.total, size)
         if first:
             print(f"{first:,} of {self.total:,} rows are there from an interrupted run")
-        eye = Eye.of(self.network, self.facts, self.args.way, self.args.tiles)
+        way, model = self.args.way or own_way(self.network), checkpoints.model_name(self.args.mf)
+        eye = Eye.of(self.network, self.facts, way, self.args.tiles, in_words(record(model, way)))
         jobs = portions(islice(self.names(), first, self.total), size)
         with tqdm(total=self.total, initial=first, unit=" files", disable=None, leave=False) as bar:
             for portion in in_workers(Reader(str(self.root), eye, bool(self.maps)), jobs, self.args.workers):
@@ -263,21 +284,33 @@ class Run:
         found = iter(decide(self.network, self.facts, portion.pixels, looks) if looks else ())
         self.busy += time.perf_counter() - start
         if self.maps and looks:
+            start = time.perf_counter()
             self.explain(portion, first)
+            self.drawing += time.perf_counter() - start
         return [row if "error" in row else {"path": row["path"]} | next(found) for row in portion.rows]
 
     def explain(self, portion: Portion, first: int) -> None:
         """A heat map of each picture, NUMBER-NAME.png, NUMBER being its row's, from 0."""
-        import explain  # seconds, with its packages
-        maps = explain.METHODS[self.args.method](self.network, portion.pixels.transpose(0, 3, 1, 2))
-        at, drawn = 0, iter(portion.sketches)
-        for number, row in enumerate(portion.rows, first):
-            if "error" in row:
-                continue
-            name, (picture, boxes) = re.sub(r"[^\w.-]+", "_", row["path"])[-80:], next(drawn)
+        numbers = [i for i, row in enumerate(portion.rows, first) if "error" not in row]
+        names = [re.sub(r"[^\w.-]+", "_", row["path"])[-80:] for row in portion.rows if "error" not in row]
+        for number, name, drawn in zip(numbers, names, self.drawn(portion), strict=True):
             with atomic(self.maps / f"{number:06d}-{name}.png") as file:
-                overlay(picture, boxes, legible(maps[at:at + len(boxes)])).save(file, "PNG")
-            at += len(boxes)
+                drawn.save(file, "PNG")
+
+    def drawn(self, portion: Portion) -> Iterator[Image.Image]:
+        """The map of one view by --method; of several tiles their own scores, since maps inside tiles of a
+        larger picture are specks that nobody can read."""
+        views = np.split(portion.pixels, np.cumsum([len(boxes) for _, boxes in portion.sketches])[:-1])
+        whole = [view for view in views if len(view) == 1]
+        maps = iter(self.maps_of(np.concatenate(whole)) if whole else ())
+        for (picture, boxes), view in zip(portion.sketches, views, strict=True):
+            yield (overlay(picture, boxes, next(maps)[None]) if len(view) == 1
+                   else sheet(picture, boxes, view_logits(self.network, view)))
+
+    def maps_of(self, pixels: np.ndarray) -> np.ndarray:
+        """Maps (n, s, s) of views uint8 (n, s, s, 3) by --method."""
+        import explain  # seconds, with its packages
+        return explain.METHODS[self.args.method](self.network, pixels.transpose(0, 3, 1, 2))
 
 
 def portions(names: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -291,13 +324,14 @@ def report(run: Run, counts: Counter, judged: int, seconds: float) -> dict:
     numbers = {verdict: counts[verdict] for verdict in ("FAKE", "REAL", "cannot tell")}
     print(f"{run.total:,} files: " + ", ".join(f"{n:,} {verdict}" for verdict, n in numbers.items())
           + f", {unreadable:,} unreadable (column `error` says why)")
+    maps = f", heat maps {run.drawing:.1f} s" if run.maps else ""
     print(f"{judged:,} in {seconds:.1f} s, {judged / seconds:,.0f} a second; judging took "
-          f"{run.busy / seconds:.0%} of the time\nverdicts: {shown(run.output)}")
+          f"{run.busy / seconds:.0%} of the time{maps}\nverdicts: {shown(run.output)}")
     if unreadable == run.total:
         raise TellError(f"{run.args.input}: none of its {run.total:,} files is a readable picture; "
                         f"{shown(run.output)} says why")
     return {"files": run.total, **numbers, "unreadable": unreadable, "seconds": seconds, "busy": run.busy,
-            "judged": judged, "output": str(run.output)}
+            "drawing": run.drawing, "judged": judged, "output": str(run.output)}
 
 
 def preferred() -> str:

@@ -69,6 +69,7 @@ def plot_overlays(pictures: np.ndarray, captions: list[str], maps: dict[str, np.
             for ax, picture, cells in zip(line, pictures, in_cells(each), strict=True):
                 draw_overlay(ax, picture, cells.reshape(GRID, GRID))
         tidy(axes, ["picture", *maps])
+        figure.supxlabel("orange: towards FAKE, blue: towards REAL; full: the map's largest cell", fontsize=9)
     return figure
 
 
@@ -121,7 +122,8 @@ def plot_object_maps(name: str, method: str) -> Figure:
     maps = [[mean_of(rows[(rows.label == label) & (rows.object == kind)], "signed") for kind in OBJECTS]
             for label in ("real", "fake")]
     colours = LinearSegmentedColormap.from_list("sides", [REAL, "white", FAKE])
-    return plot_grid(maps, ("real", "fake"), OBJECTS, dict(cmap=colours, vmin=-1.2, vmax=1.2),
+    limit = np.abs(maps).max()  # networks differ: one scale for all would cut off the middle of one of them
+    return plot_grid(maps, ("real", "fake"), OBJECTS, dict(cmap=colours, vmin=-limit, vmax=limit),
                      "REAL (-), FAKE (+)", f"{name}, {method}")
 
 
@@ -153,7 +155,7 @@ def plot_shares(name: str) -> Figure:
                 f"exchanged: {part}": swapping[swapping.part == part]
                 for part in swapping.part.unique() if part.startswith(region)}
             draw_shares(ax, rows)
-            ax.set(ylabel="share", title=f"{region}; grey lines: its share of the area")
+            ax.set(ylabel="share", title=f"{region}; grey, at each point's place: its share of the area")
             ax.legend(fontsize=8, ncols=len(rows), loc="upper center", frameon=True, edgecolor="none")
         figure.suptitle(name, fontsize=10)
     return figure

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import checkpoints
 from classes import pick_device
 from compare import mcnemar
-from datasets import SPLITS, ImageSet, load
+from datasets import SPLITS, ImageSet, data_root, load
 from degrade import jpeg
 from figures import STYLE
 from files import Parser, TellError, command_line, folder, save_models
@@ -32,7 +32,7 @@ from scoring import logits, sigmoid, wilson
 
 ARCHIVE = "cifar10_lossless_subset.npz.xz"
 QUALITIES = (95, 90, 85, 80, 75, 70, 60, 45, 30)
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual", "sturdy")
 DRAWS = 2000  # of the bootstrap
 MAX_DIFFERENCE = 20.0  # grey levels, mean over a picture: two pictures differ by 72, a pair by 13 at most
 SMOKE_PAIRS = 200
@@ -59,7 +59,7 @@ def open_pairs(cifake: ImageSet, path: Path | None = None) -> tuple[ImageSet, Im
 
     A pair has one class, and its pictures differ by MAX_DIFFERENCE grey levels at most.
     """
-    path = path or folder("data") / ARCHIVE
+    path = path or data_root() / ARCHIVE
     images, labels, names = read_originals(path)
     rows = {name: row for row, name in enumerate(cifake.paths.tolist())}
     # CIFAKE's own folder name: a validation picture is in train/, wherever the split has put it.

@@ -1,7 +1,7 @@
 """What a classifier gets from the file alone, without one pixel: the baseline of every set of pictures.
 
-    python code/metadata.py --data FOLDER          test.py runs this itself for pictures of natural size
-    python code/metadata.py --data cifake
+    python code/metadata.py --data FOLDER          test.py runs this itself where the files differ
+    python code/metadata.py --data cifake          in bytes alone
 
 Format, mode, size in bytes and in pixels, bytes a pixel and the JPEG's quantisation tables, in a small
 cross-validated classifier. Where it beats chance, a detector may have learnt the file format instead of
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets import SPLITS, ImageSet, banner, load
+from datasets import CIFAKE_FINGERPRINT, SPLITS, ImageSet, banner, load
 from files import Parser, TellError, command_line, folder, read_csv, shown, write_csv
 from scoring import roc_auc, wilson
 from sources import files_of
@@ -27,6 +27,7 @@ from trust import auc_interval, balanced_accuracy
 
 FOLDS = 5
 TABLES = 2 * 64  # luminance and chrominance
+LOOK = 1000      # files of 32 pixels that are opened to see whether they differ
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Headers:
     heights: np.ndarray  # int64 (n,)
     tables: np.ndarray   # float64 (n, TABLES), the JPEG's quantisation tables, nan where there is none
     sources: np.ndarray  # str (n,), the manifest's `set`, else the folder below real/ or fake/, else ""
+    generators: np.ndarray  # str (n,), the manifest's `generator`, else ""
 
     def features(self) -> np.ndarray:
         """float64 (n, k): format and mode as numbers of their kinds, then the rest; constants left out."""
@@ -48,6 +50,11 @@ class Headers:
                  self.widths / np.maximum(self.heights, 1)]
         features = np.column_stack((*kinds, *shape, self.tables))
         return features[:, [len(np.unique(column)) > 1 for column in features.T]]
+
+    def differ(self) -> bool:
+        """Whether there is more than one format, mode, size in pixels or set of JPEG tables."""
+        rows = zip(self.formats, self.modes, self.widths, self.heights, map(bytes, self.tables), strict=True)
+        return len(set(rows)) > 1
 
 
 def is_natural(data) -> bool:
@@ -70,7 +77,7 @@ def read_headers(data) -> Headers:
         raise TellError(f"{data.source}: {missing[0]} was there when the set was opened, but not now; "
                         "restore it")
     columns = [np.array(column) for column in zip(*found, strict=True)]
-    return Headers(*columns, sources_of(data, manifests))
+    return Headers(*columns, *said_by_manifest(data, manifests))
 
 
 def named_files(path: Path) -> Iterator[tuple[str, bytes | str]]:
@@ -99,13 +106,14 @@ def header(content: bytes | str) -> tuple:
     return kind, mode, size, width, height, padded
 
 
-def sources_of(data, manifests: dict) -> np.ndarray:
-    """Where each picture is from, str (n,): a manifest says it, or the folder below real/ or fake/."""
+def said_by_manifest(data, manifests: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Headers.sources and Headers.generators."""
     from natural import manifest_rows
     paths = data.paths.tolist()
     rows = manifest_rows(Path(data.source), manifests, [(path,) for path in paths]) if manifests else {}
-    return np.array([rows.get(path, {}).get("set") or own
-                     for path, own in zip(paths, folders(data.paths).tolist(), strict=True)])
+    known = [rows.get(path, {}) for path in paths]
+    return (np.array([row.get("set") or own for row, own in zip(known, folders(data.paths), strict=True)]),
+            np.array([row.get("generator") or "" for row in known]))
 
 
 def folders(paths: np.ndarray) -> np.ndarray:
@@ -168,17 +176,20 @@ def numbers(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
             **auc_interval(labels, scores)}
 
 
-def seen_from_outside(data, stem: str) -> tuple[list[dict], np.ndarray]:
-    """What test.py puts beside a score: rows of baseline(), and where each picture is from, str (n,).
+def seen_from_outside(data, stem: str) -> tuple[list[dict], np.ndarray, np.ndarray]:
+    """What test.py puts beside a score: rows of baseline(), Headers.sources, Headers.generators.
 
-    Measured once for pictures of natural size, and kept in metadata-STEM.csv; at 32 pixels only what this
-    module's command kept there.
+    Measured once and kept in metadata-STEM.csv. Of pictures that all are of 32 pixels only where files differ
+    in more than bytes, which LOOK of them show; else what this module's command kept there.
     """
     stored = stored_baseline(data, stem)
-    if not is_natural(data):
-        return stored, folders(data.paths)
-    headers = read_headers(data)
-    return stored or write_baseline(data, stem, headers), headers.sources
+    if is_natural(data):
+        headers = read_headers(data)
+        return stored or write_baseline(data, stem, headers), headers.sources, headers.generators
+    # CIFAKE's files have one header; only to go through its archive again takes ten seconds.
+    if not stored and data.fingerprint != CIFAKE_FINGERPRINT and read_headers(data.head(LOOK)).differ():
+        stored = write_baseline(data, stem, read_headers(data))
+    return stored, folders(data.paths), np.full(len(data), "")
 
 
 def stored_baseline(data, stem: str) -> list[dict]:

@@ -32,6 +32,7 @@ from decode import DecodeError, decode, decode_jpeg
 from files import TellError, atomic, folder, make_folder, remove
 from genimage import GENERATORS, generator_of, imagenet_class, name_of
 
+AUGMENTED = ("crop", "flip", "blur", "jpeg")  # what `augmented` does, by the names that checkpoints record
 MANIFESTS = {"manifest.tsv": "\t", "manifest.csv": ","}  # and what parts their columns
 
 

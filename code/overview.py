@@ -11,7 +11,10 @@ import re
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 import checkpoints
 from classes import parameters
@@ -19,13 +22,18 @@ from figures import LINE, STYLE
 from files import Parser, TellError, command_line, folder, read_csv, save_result
 from genimage import GENERATORS
 
-RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "compact", "wide", "dual",
-           "wide28")
+RECIPES = ("mini_model", "base_model", "attn_model", "effnet", "robust", "fast", "sturdy", "compact", "wide",
+           "dual", "wide28")
 MEANS = ("roc_auc", "object_accuracy")
 # (name, accuracy on the official test half, parameters or None where none are stated)
 PUBLISHED = (("Bird & Lotfi, CNN", 0.9298, None),  # IEEE Access 2024
              ("ResNet18, fine-tuned", 0.9649, 11_177_538),  # a course project's notebook
              ("DenseNet, transfer", 0.9774, None))  # arXiv:2401.07358
+AXES = {"parameters": "parameters", "seconds": "seconds of training, as it was run"}
+TICKS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
+# Where a name may stand from its dot: points to the right and up, and which of its ends.
+PLACES = ((7, 0, "left"), (-7, 0, "right"), *((right, up, side) for up in (12, -12, 24, -24, 36, -36, 48, -48)
+                                              for right, side in ((9, "left"), (-9, "right"))))
 
 
 def runs_of(name: str) -> list[str]:
@@ -105,35 +113,53 @@ def left_out(prefix: str, data: str) -> list[dict]:
     return rows
 
 
-def place_of(row: dict, rows: list[dict], key: str) -> int:
-    """How many points above its dot a label stands: below, and lower for each better neighbour."""
-    better = sum(0 < other["accuracy"] - row["accuracy"] < 0.03 and 1 / 3 < other[key] / row[key] < 3
-                 for other in rows)
-    return -2 - 13 * better if better else 5
+def plot_overview(rows: list[dict], key: str = "parameters") -> Figure:
+    """Test error against "parameters" or "seconds" of training, both axes logarithmic.
 
-
-def plot_overview(rows: list[dict]) -> Figure:
-    """Accuracy against parameters and against seconds of training; bars: one standard deviation."""
+    Bars: one standard deviation over seeds. Dotted: published figures, one run each.
+    """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-        for ax, key, label in zip(axes, ("parameters", "seconds"),
-                                  ("parameters", "seconds of training, as it was run"), strict=True):
-            for row in rows:
-                ax.errorbar(row[key], row["accuracy"], np.nan_to_num(row["sd"]), fmt="o", color=LINE,
-                            capsize=3)
-                ax.annotate(f"{row['model']} ({row['seeds']})", (row[key], row["accuracy"]), fontsize=9,
-                            xytext=(6, place_of(row, rows, key)), textcoords="offset points")
-            ax.set(xscale="log", xlabel=label)
-            ax.margins(x=0.18, y=0.12)
-        for name, accuracy, size in PUBLISHED:
-            ax = axes[0]
-            ax.axhline(accuracy, ls=":", lw=1, color="grey")
-            ax.text(0.01, accuracy, f"{name} {accuracy:.2%}", fontsize=8, color="grey", va="bottom",
-                    transform=ax.get_yaxis_transform())
-            if size:
-                ax.plot(size, accuracy, "x", color="grey")
-        axes[0].set_ylabel("accuracy on CIFAKE's test half")
+        figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+        dots = [(row[key], 1 - row["accuracy"], f"{row['model']} ({row['seeds']})") for row in rows]
+        for (x, y, _), row in zip(dots, rows, strict=True):
+            ax.errorbar(x, y, np.nan_to_num(row["sd"]), fmt="o", color=LINE, capsize=3)
+        ax.set(xscale="log", yscale="log", xlabel=AXES[key], ylabel="error on CIFAKE's test half")
+        ax.margins(x=0.12, y=0.08)
+        ticks = [tick for tick in TICKS if ax.get_ylim()[0] < tick < ax.get_ylim()[1]]
+        ax.set_yticks(ticks, [f"{tick:.1%}" for tick in ticks])
+        ax.minorticks_off()
+        label_dots(ax, dots, [plot_published(ax, name, 1 - accuracy, size if key == "parameters" else None)
+                              for name, accuracy, size in PUBLISHED])
     return figure
+
+
+def plot_published(ax: Axes, name: str, error: float, size: int | None) -> Text:
+    """A published error as a line, with a cross where the network's size is to be shown; the line's text."""
+    ax.axhline(error, ls=":", lw=1, color="grey")
+    if size:
+        ax.plot(size, error, "x", color="grey")
+    return ax.text(0.01, error, f"{name} {error:.2%}", fontsize=8, color="grey", va="bottom",
+                   transform=ax.get_yaxis_transform())
+
+
+def label_dots(ax: Axes, dots: list[tuple[float, float, str]], texts: list[Text]) -> None:
+    """Name each dot (x, y, name) at the first of PLACES inside the axes that covers no dot and no text.
+
+    A line leads to a name that does not stand right beside its dot.
+    """
+    ax.figure.draw_without_rendering()  # or the axes have not got their places yet
+    spots = ax.transData.transform([dot[:2] for dot in dots])
+    taken = [Bbox([spot - 8, spot + 8]) for spot in spots] + [text.get_window_extent() for text in texts]
+    for x, y, name in dots:
+        label = ax.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=9, va="center",
+                            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": "grey", "shrinkB": 4})
+        for right, up, side in PLACES:
+            label.set(position=(right, up), horizontalalignment=side)
+            label.get_window_extent()  # which moves it; its own result has the line in it
+            box = Text.get_window_extent(label)
+            if ax.bbox.count_contains(box.corners()) == 4 and not any(map(box.overlaps, taken)):
+                break
+        taken.append(box)
 
 
 def main(argv: list[str] | None = None) -> dict:

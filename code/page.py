@@ -10,14 +10,19 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+import checkpoints
 from degrade import DEGRADATIONS
 from explain import METHODS
 from figures import FAKE, REAL
 from infer import judge
-from tiles import legible, own_way, see, size_of
+from lime_shap import SMALL
+from overlays import legible
+from tiles import LIMIT, own_way, see, size_of, view_logits
 
+NAMES = {"grad-cam": "Grad-CAM", "hirescam": "HiResCAM", "lime": "LIME", "shap": "SHAP"}  # in METHODS
+# Tiles that a network of more than SMALL weights explains at most, so that a map takes it seconds.
+EXPLAINED, ELSE = {"grad-cam": 32, "hirescam": 16, "integrated gradients": 16}, 6
 EDGE = 640  # pixels, at most, of pictures and maps as shown
-UNMEASURED = "Nobody has measured how right this network is on pictures of natural size"
 KINDS = {"JPEG": "saved as JPEG, quality", "smaller": "made smaller and brought back, factor"}
 COLOURS = {"FAKE": FAKE, "REAL": REAL, "cannot tell": "#777777"}
 HEADLINES = {"FAKE": "Looks generated", "REAL": "Looks real", "cannot tell": "Cannot tell"}
@@ -29,11 +34,11 @@ def data_address(picture: Image.Image, kind: str) -> str:
     """A picture as a data: address; kind as Pillow names it, "PNG" or "JPEG"."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return address(buffer.getvalue(), kind.lower())
+    return address(buffer.getvalue(), f"image/{kind.lower()}")
 
 
 def address(file: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{b64encode(file).decode()}"
+    return f"data:{kind};base64,{b64encode(file).decode()}"
 
 
 def shown_picture(pixels: np.ndarray) -> str:
@@ -43,22 +48,37 @@ def shown_picture(pixels: np.ndarray) -> str:
     return data_address(picture, "JPEG" if max(picture.size) > 128 else "PNG")
 
 
-def heat_map(network: nn.Module, pixels: np.ndarray, method: str) -> np.ndarray:
-    """What speaks for FAKE (positive) and for REAL, by explain.METHODS[method], where the network looked.
+def explained(network: nn.Module, views: np.ndarray, method: str) -> np.ndarray:
+    """Which of a picture's views, uint8 (k, s, s, 3), get a map: int (at most k,), in order.
 
-    pixels uint8 (h, w, 3) -> float32 of its shape, or smaller, at most EDGE long; nan where it did not look.
+    Where a large network would take too long for all, those that vote most strongly.
+    """
+    few = sum(weights.numel() for weights in network.parameters()) > SMALL
+    most = EXPLAINED.get(method, ELSE) if few else LIMIT
+    if len(views) <= most:
+        return np.arange(len(views))
+    return np.sort(np.argsort(-abs(view_logits(network, views)), kind="stable")[:most])
+
+
+def heat_map(network: nn.Module, pixels: np.ndarray, method: str) -> tuple[np.ndarray, str]:
+    """What speaks for FAKE (positive) and for REAL, by explain.METHODS[method], and of what: "" for all.
+
+    pixels uint8 (h, w, 3) -> float32 of its shape, or smaller, at most EDGE long; nan where the network did
+    not look, or where `explained` leaves out.
     """
     seen = see(pixels, size_of(network), own_way(network))
     scale = min(1, EDGE / max(pixels.shape))
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
     canvas = np.full((height, width), np.nan, np.float32)
-    maps = legible(METHODS[method](network, np.ascontiguousarray(seen.pixels.transpose(0, 3, 1, 2))))
-    for part, box in zip(maps, seen.boxes, strict=True):
+    chosen = explained(network, seen.pixels, method)
+    maps = legible(METHODS[method](network, np.ascontiguousarray(seen.pixels[chosen].transpose(0, 3, 1, 2))))
+    for part, box in zip(maps, seen.boxes[chosen], strict=True):
         top, left, bottom, right = np.rint(np.array([*box[:2], *(box[:2] + box[2:])]) * scale).astype(int)
         bottom, right = max(bottom, top + 1), max(right, left + 1)
         resized = Image.fromarray(part).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
         canvas[top:bottom, left:right] = np.asarray(resized)[:height - top, :width - left]
-    return canvas
+    whole = len(chosen) == len(seen.pixels)
+    return canvas, "" if whole else f"the {len(chosen)} of {len(seen.pixels)} tiles that vote most strongly"
 
 
 def coloured(heat: np.ndarray) -> Image.Image:
@@ -97,6 +117,13 @@ def percent(share: float) -> str:
     return "under 1\u00a0%" if share < 0.01 else f"{100 * share:.0f}\u00a0%"
 
 
+def label(method: str) -> str:
+    """The name of a method of explain.METHODS as people write it."""
+    for name, written in NAMES.items():
+        method = method.replace(name, written)
+    return method[0].upper() + method[1:]
+
+
 def in_words(row: dict, calibrated: bool) -> str:
     """A sentence or two on a row of infer.judge."""
     p, start = row["probability"], ""
@@ -106,20 +133,9 @@ def in_words(row: dict, calibrated: bool) -> str:
         return (f"{start}The network's own figure for “generated” is {percent(p)}. It has not been "
                 "calibrated: do not read it as a chance.")
     kind, share = ("generated", p) if p >= 0.5 else ("real", 1 - p)
-    return (f"{start}Of its validation pictures that look like this to the network, {percent(share)} were "
-            f"{kind}, real and generated ones being equally many.")
-
-
-def elsewhere(rows: list[dict[str, str]]) -> str:
-    """How right the network is on pictures of natural size, from rows of tiles.py or test.py; "" without."""
-    found = [row for row in rows if row.get("way", "tiles") == "tiles"]
-    if not found:
-        return ""
-    value, low, high, majority = (float(found[0][key]) for key in (
-        "accuracy", "accuracy_low", "accuracy_high", "majority"))
-    said = (f"On {int(found[0]['n']):,} pictures of natural size this network was right on {percent(value)} "
-            f"(95 % interval {percent(low)} to {percent(high)}; set: {found[0]['data']})")
-    return said + (f": no better than always saying the same, {percent(majority)}" if low < majority else "")
+    count = "more than 99" if share > 0.99 else f"about {100 * share:.0f}"
+    return (f"{start}Of 100 pictures that the network rates like this one, {count} are {kind}. That holds "
+            "for pictures like those that it was checked on, half of them real and half generated.")
 
 
 def warnings_list(row: dict) -> str:
@@ -139,8 +155,7 @@ def scale_bar(row: dict) -> str:
 def verdict_html(row: dict, calibrated: bool, note: str, elsewhere: str) -> str:
     """Verdict and what to think of it; note: of decode(); elsewhere: for pictures of another size only."""
     treated = f"{note}; {row['treatment']}" if note else row["treatment"]
-    doubt = ("" if row["treatment"] == "whole"
-             else f'<p class="tell-doubt">{escape(elsewhere or UNMEASURED)}.</p>')
+    doubt = "" if row["treatment"] == "whole" else f'<p class="tell-doubt">{escape(elsewhere)}.</p>'
     return (f'<h2 class="tell-verdict" style="--verdict:{COLOURS[row["verdict"]]}" data-verdict="'
             f'{row["verdict"]}">{HEADLINES[row["verdict"]]}</h2>{doubt}'
             f"<p>{in_words(row, calibrated)}</p>{scale_bar(row)}{warnings_list(row)}"
@@ -148,17 +163,20 @@ def verdict_html(row: dict, calibrated: bool, note: str, elsewhere: str) -> str:
             f"{escape(treated)}. A verdict is a hint, no proof.</p>")
 
 
-def look_html(pixels: np.ndarray, heat: np.ndarray, method: str) -> str:
-    """The picture with the map over it; the page's script moves the map's opacity."""
+def look_html(pixels: np.ndarray) -> str:
+    """The picture, over which the page's script lays the map."""
     pixelated = " tell-pixels" if max(pixels.shape) <= 128 else ""
-    return (f'<div class="tell-stack{pixelated}"><img src="{shown_picture(pixels)}" alt="your picture">'
-            f'<img class="tell-map" src="{data_address(coloured(heat), "PNG")}" '
-            f'alt="map: what speaks for generated and for real"></div>'
-            '<label class="tell-slider">map <input type="range" min="0" max="100" value="60" '
+    return f'<div class="tell-stack{pixelated}"><img src="{shown_picture(pixels)}" alt="your picture"></div>'
+
+
+def map_html(method: str, note: str) -> str:
+    """What stands below a map: how strongly it covers, moved by the page's script, and what it says."""
+    only = f" Only {escape(note)} are explained: more would take too long." if note else ""
+    return ('<label class="tell-slider">map <input type="range" min="0" max="100" value="60" '
             'aria-label="how strongly the map covers the picture"></label>'
             f'<p class="tell-small"><b class="tell-fake">orange</b> speaks for generated, '
-            f'<b class="tell-real">blue</b> for real ({escape(method)}). A map shows what moves the '
-            "network, not what is wrong with the picture.</p>")
+            f'<b class="tell-real">blue</b> for real ({escape(label(method))}).{only} A map shows what moves '
+            "the network, not what is wrong with the picture.</p>")
 
 
 def under_html(rows: list[dict], before: str) -> str:
@@ -184,7 +202,7 @@ def card(name: str, facts: dict, parameters: int, tested: list[dict[str, str]],
     """What is known about a network, label -> text; tested: rows of its metrics file, if there is one."""
     rule = facts.get("calibration")
     rows = {"network": f"{name} ({facts['architecture']}, {parameters:,} parameters)",
-            "trained on": f"{facts['data']}, seed {facts['seed']}",
+            "trained on": f"{checkpoints.trained_on(facts)}, seed {facts['seed']}",
             "threshold": f"{facts['threshold']:.4f} ({facts['threshold_source']})",
             "calibration": f"{rule['n']:,} pictures ({rule['source']})" if rule else "none"}
     for row in tested:
@@ -193,7 +211,7 @@ def card(name: str, facts: dict, parameters: int, tested: list[dict[str, str]],
         rows |= {"tested on": f"{row['data']}, {row['split']} half, n = {int(row['n']):,} ({row['date']})",
                  "accuracy": f"{accuracy}, 95 % interval {low} to {high}",
                  "recognises": f"{fakes} of the generated, {reals} of the real pictures"}
-    return rows | {"elsewhere": elsewhere or UNMEASURED,
+    return rows | {"elsewhere": elsewhere,
                    "not for": "proof of anything, and pictures unlike those it was trained on: other "
                               "generators, sizes, edits. There it may be wrong however sure it sounds"}
 
@@ -204,6 +222,14 @@ def card_html(rows: dict[str, str]) -> str:
 
 
 # --- the quiz ----------------------------------------------------------------------------------
+
+def machine_html(name: str, questions: list[dict]) -> str:
+    """How often the network is right on the quiz's pictures: "label" and "machine" (None: cannot tell)."""
+    said = [one["machine"] for one in questions]
+    right, open_ = sum(one["machine"] == one["label"] for one in questions), said.count(None)
+    return (f"Of all {len(said)} pictures of the quiz the <code>{escape(name)}</code> network calls {right} "
+            f"rightly and {len(said) - right - open_} wrongly; on {open_} it says that it cannot tell.")
+
 
 def quiz_html(row: dict) -> str:
     """A row of quiz.analyse in words."""

@@ -33,10 +33,11 @@ from files import (
     shown,
     whole_number,
 )
+from metadata import baseline, print_baseline, read_headers
 from scoring import accuracy_name, choose_threshold, outputs, score, sigmoid
 from train import open_data, parts_of
 from trust import by_source as rows_by_source
-from trust import print_report, print_sources, report
+from trust import percent, print_sources, print_thresholds, report
 
 STRENGTHS = np.logspace(-5, 1, 7)  # of C, scikit-learn's inverse weight of the L2 penalty
 
@@ -177,9 +178,10 @@ def by_source(args, network: nn.Module, data) -> dict:
     scores = sigmoid(output)
     numbers = score(data.labels, scores, 0.5) | report(data.labels, output, 0.5, None)
     rows = rows_by_source(data.labels, scores, 0.5, groups)
-    print(f"n = {numbers['n']:,}, majority baseline {numbers['majority']:.2%}; metadata only: "
-          f"python code/metadata.py --data {args.data}")
-    print_report(numbers, None)
+    print(f"n = {numbers['n']:,}, majority baseline {numbers['majority']:.2%}, accuracy "
+          f"{percent(numbers, 'accuracy')}")
+    print_thresholds(numbers)
+    print_baseline(baseline(data, read_headers(data)))
     print_sources(rows)
     name = args.model or checkpoints.model_name(args.start)
     save_result(f"probe-{name}-{data.name}", [numbers])

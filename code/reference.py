@@ -6,10 +6,11 @@ the loss is BCELoss. Same network, pictures and number of steps as ours. Nothing
 
     python code/reference.py train LIST EPOCHS WEIGHTS     LIST: a file of "label path" lines
     python code/reference.py test LIST WEIGHTS
+
+The last line printed is the result, as JSON.
 """
 import json
 import random
-import sys
 import time
 
 import numpy as np
@@ -18,6 +19,9 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
+
+from files import Parser, command_line, user_path, whole_number
+from sources import require_readable
 
 TRANSFORM = Compose([ToTensor(), Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
 
@@ -49,14 +53,14 @@ def load_batches(list_file: str, batch_size: int = 32) -> list[tuple[torch.Tenso
     return batches
 
 
-def train(list_file: str, epochs: str, weights: str) -> dict:
+def train(list_file: str, epochs: int, weights: str) -> dict:
     start = time.perf_counter()
     batches = load_batches(list_file)
     loaded = time.perf_counter()
     network = ReferenceNet()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
     criterion, total = nn.BCELoss(), 0.0
-    for _ in range(int(epochs)):
+    for _ in range(epochs):
         random.shuffle(batches)
         total = 0.0
         for pictures, labels in batches:
@@ -86,5 +90,29 @@ def test(list_file: str, weights: str) -> dict:
             "f1": rates[2].tolist()}
 
 
+def parser() -> Parser:
+    flags = Parser(description=__doc__)
+    actions = flags.add_subparsers(dest="action", required=True, parser_class=Parser)
+    training = actions.add_parser("train", help="train on the pictures of LIST, save to WEIGHTS")
+    testing = actions.add_parser("test", help="score the pictures of LIST with WEIGHTS")
+    for action in (training, testing):
+        action.add_argument("list", metavar="LIST", help='a file of "label path" lines')
+    training.add_argument("epochs", metavar="EPOCHS", type=whole_number(0))
+    for action in (training, testing):
+        action.add_argument("weights", metavar="WEIGHTS", help="a file of torch.save")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parser().parse_args(argv)
+    require_readable(user_path(args.list))
+    if args.action == "train":
+        result = train(args.list, args.epochs, args.weights)
+    else:
+        result = test(args.list, str(require_readable(user_path(args.weights))))
+    print(json.dumps(result))
+    return result
+
+
 if __name__ == "__main__":
-    print(json.dumps({"train": train, "test": test}[sys.argv[1]](*sys.argv[2:])))
+    command_line(main)

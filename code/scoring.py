@@ -130,7 +130,8 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """The threshold of highest balanced accuracy, and that; of equals the one nearest to 0.5.
 
-    With as many fakes as reals, or one class only, it is the accuracy. For validation pictures only.
+    With as many fakes as reals, or one class only, it is the accuracy. For validation pictures; of test
+    pictures it is an oracle (trust.py).
     """
     fakes = int(labels.astype(bool).sum())
     # Where fakes are many, plain accuracy may be highest at 0: everything FAKE.

@@ -22,6 +22,7 @@ LABELS = {"real": "REAL", "fake": "FAKE"}
 OPENERS = {".tar": open, ".tar.xz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open}
 ARCHIVES = (".zip", *OPENERS)
 DAMAGE = (lzma.LZMAError, zlib.error, EOFError, OSError)
+Listing = list[tuple[tuple[str, ...], os.DirEntry]]  # what walk() yields
 
 
 def canonical(parts: tuple[str, ...]) -> str | None:
@@ -55,12 +56,20 @@ def ending(path: Path) -> str:
     return found
 
 
-def files_of(path: Path, named: Callable[[tuple[str, ...]], str | None] = canonical
-             ) -> Iterator[tuple[str, bytes | str]]:
-    """Yield (named(its path's parts), bytes or the path to read them from) for each file that gets a name."""
+def files_of(path: Path, named: Callable[[tuple[str, ...]], str | None] = canonical,
+             listed: Listing | None = None) -> Iterator[tuple[str, bytes | str]]:
+    """Yield (named(its path's parts), bytes or the path to read them from) for each file that gets a name.
+
+    listed: listing(path), where that is known.
+    """
     if path.is_dir():
-        return folder_files(path, named)
+        return folder_files(listing(path) if listed is None else listed, named)
     return zip_files(path, named) if ending(path) == ".zip" else tar_files(path, named)
+
+
+def listing(path: Path) -> Listing:
+    """Every file of a folder with its path's parts, in sorted order; of an archive, nothing."""
+    return list(walk(os.fspath(path), rooted(path))) if path.is_dir() else []
 
 
 def entries_of(folder: str) -> list[os.DirEntry]:
@@ -90,8 +99,8 @@ def walk(root: str, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
             yield (*parts, entry.name), entry
 
 
-def folder_files(root: Path, named: Callable) -> Iterator[tuple[str, str]]:
-    for parts, entry in walk(os.fspath(root), rooted(root)):
+def folder_files(listed: Listing, named: Callable) -> Iterator[tuple[str, str]]:
+    for parts, entry in listed:
         name = named(parts)
         if name:
             yield name, entry.path
@@ -151,24 +160,26 @@ def broken(path: Path, error: Exception) -> TellError:
                      "delete it and fetch it again")
 
 
-def signature(path: Path) -> str:
-    """Changes when any file of the source does: names, sizes and times, not contents."""
-    stat = path.stat()
-    lines = stats_below(os.fspath(path)) if path.is_dir() else [f"{stat.st_size} {stat.st_mtime_ns}"]
-    text = "\n".join([os.fspath(path), *sorted(lines)])
+def signature(path: Path, listed: Listing | None = None) -> str:
+    """Changes when any file of the source does: names, sizes and times, not contents.
+
+    listed: listing(path), where that is known.
+    """
+    listed = listing(path) if listed is None else listed
+    text = "\n".join([os.fspath(path), *(map(stat_of, listed) if path.is_dir() else [times(path.stat())])])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def stats_below(root: str) -> list[str]:
-    """"path size time" of every file below root, unsorted: half of a warm start on a folder."""
-    lines = []
-    for entry in entries_of(root):
-        if is_folder(entry):
-            lines += stats_below(entry.path)
-        else:
-            stat = entry.stat(follow_symlinks=os.path.exists(entry.path) if entry.is_symlink() else True)
-            lines.append(f"{entry.path} {stat.st_size} {stat.st_mtime_ns}")
-    return lines
+def stat_of(file: tuple[tuple[str, ...], os.DirEntry]) -> str:
+    """"path size times" of a file; one question to the system each, which is half of a warm start."""
+    entry = file[1]
+    dangling = entry.is_symlink() and not os.path.exists(entry.path)
+    return f"{entry.path} {times(entry.stat(follow_symlinks=not dangling))}"
+
+
+def times(stat: os.stat_result) -> str:
+    # st_ctime_ns as well: a program can put a file's other time back, not this one.
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 def require_readable(path: Path) -> Path:

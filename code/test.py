@@ -8,7 +8,8 @@
 
 Writes one row a picture to paper/results/scores-NAME-DATA-SPLIT.csv and one row of numbers to
 metrics-NAME-DATA-SPLIT.csv beside it (with -thr, --group, --leave-out: these in the name); where a
-manifest or sub-folders say where pictures are from, one row a source to sources-NAME-DATA-SPLIT.csv.
+manifest or sub-folders say where pictures are from, one row a source to sources-NAME-DATA-SPLIT.csv; where a
+manifest names generators, one row each to generators-NAME-DATA-SPLIT.csv.
 
 A network of 32 pixels sees larger pictures squashed here; where they differ in size it is compared with
 letting tiles vote, as infer.py does (tiles-NAME-DATA.csv).
@@ -28,7 +29,15 @@ from files import Parser, TellError, atomic, command_line, folder, number_betwee
 from metadata import is_natural, print_baseline, seen_from_outside
 from scoring import head_accuracies, outputs, score, sigmoid
 from scoring import predict as predict  # offered here as well
-from trust import by_source, print_report, print_sources, report
+from trust import (
+    by_generator,
+    by_source,
+    print_generators,
+    print_report,
+    print_sources,
+    report,
+    seen_in_training,
+)
 
 
 def evaluate(name: str, args, device) -> dict:
@@ -38,17 +47,16 @@ def evaluate(name: str, args, device) -> dict:
     found = outputs(network, data, device)
     output = fake_logit(found, network.heads)
     part = "-".join(filter(None, (data.name, args.split, args.group, args.leave_out)))
-    baseline, sources = seen_from_outside(data, part)
+    baseline, sources, generators = seen_from_outside(data, part)
     row = numbers_of(name, args, facts, data, output, head_accuracies(found, data, network.heads))
     row |= report(data.labels, output, row["threshold"], facts.get("calibration")) | in_one_row(baseline)
+    row |= seen_in_training(facts, data)
     print_table(row, facts)
     print_report(row, facts.get("calibration"))
     print_baseline(baseline)
-    by = by_source(data.labels, sigmoid(output), row["threshold"], sources) if (sources != "").any() else []
-    if by:
-        print_sources(by)
+    tables = tables_of(data.labels, sigmoid(output), row["threshold"], sources, generators)
     print(f"checkpoint: {shown(checkpoints.path_of(name))}")
-    write_results(f"{row['model']}-{part}", args.thr, row, by, data, output)
+    write_results(f"{row['model']}-{part}", args.thr, {"metrics": [row], **tables}, data, output)
     # Of the test part only: validation pictures are others at natural size (natural.py).
     both = 0 < data.labels.sum() < len(data)
     if both and args.split == "test" and isinstance(data, ImageSet) and is_natural(data):
@@ -68,17 +76,29 @@ def numbers_of(name: str, args, facts: dict, data, output: np.ndarray, heads: di
             **{key: value for key, value in checkpoints.surroundings().items() if key != "versions"}}
 
 
-def write_results(stem: str, threshold: float | None, row: dict, by: list[dict], data,
+def tables_of(labels: np.ndarray, scores: np.ndarray, threshold: float, sources: np.ndarray,
+              generators: np.ndarray) -> dict[str, list[dict]]:
+    """{"sources": rows, "generators": rows}, of what is known of the pictures, and prints them."""
+    tables = {}
+    if (sources != "").any():
+        tables["sources"] = by_source(labels, scores, threshold, sources)
+        print_sources(tables["sources"])
+    if rows := by_generator(labels, scores, threshold, generators):
+        tables["generators"] = rows
+        print_generators(rows)
+    return tables
+
+
+def write_results(stem: str, threshold: float | None, tables: dict[str, list[dict]], data,
                   output: np.ndarray) -> None:
     # Numbers at a threshold of the user's do not replace those at the checkpoint's own.
     mark = "" if threshold is None else f"-thr{threshold:g}"
-    paths = {what: folder("results") / f"{what}-{stem}{end}.csv"
-             for what, end in (("scores", ""), ("metrics", mark), ("sources", mark))}
-    write_scores(paths["scores"], data, output)
-    write_csv(paths["metrics"], [row])
-    if by:
-        write_csv(paths["sources"], by)
-    for what, path in list(paths.items())[:3 if by else 2]:
+    path = folder("results") / f"scores-{stem}.csv"
+    write_scores(path, data, output)
+    print(f"{'scores:':<11} {shown(path)}")
+    for what, rows in tables.items():
+        path = folder("results") / f"{what}-{stem}{mark}.csv"
+        write_csv(path, rows)
         print(f"{what + ':':<11} {shown(path)}")
 
 
@@ -145,12 +165,15 @@ def write_scores(path: Path, data, output: np.ndarray) -> None:
 
 def print_table(row: dict, facts: dict) -> None:
     print(f"\n{row['model']} on {row['data']}, {row['split']} split, n = {row['n']:,} "
-          f"(trained on {facts['data']}, seed {facts['seed']})")
+          f"(trained on {checkpoints.trained_on(facts)}, seed {facts['seed']})")
     if facts["data"] == "sample" or row["data"] == "sample":
         print("THE BUILT-IN SAMPLE IS FOR SMOKE RUNS, NOT FOR CONCLUSIONS")
     if row["fingerprint"] in facts.get("fitted_on", ()) or (
             row["split"] != "test" and facts.get("fingerprint") == row["fingerprint"]):
         print(f"these pictures were used in training ({row['split']}): no measure of how well it generalises")
+    elif row.get("in_training"):
+        print(f"{row['in_training']:,} of these {row['n']:,} pictures were used in training: "
+              "no measure of how well it generalises")
     print(f"accuracy           {row['accuracy']:7.2%}   95 % interval {row['accuracy_low']:.2%} to "
           f"{row['accuracy_high']:.2%}   majority baseline {row['majority']:.2%}")
     print("                 precision   recall       F1")

@@ -23,19 +23,17 @@ from torch import nn
 from tqdm import tqdm
 
 import checkpoints
+import trust
 from classes import fake_logit, pick_device
-from datasets import SPLITS, banner
+from datasets import SMALL, SPLITS, banner
 from decode import resize
-from files import Parser, command_line, folder, shown, whole_number, write_csv
+from files import Parser, command_line, folder, read_csv, shown, whole_number, write_csv
 from scoring import BATCH_SIZE, oracle_threshold, roc_auc, sigmoid, views, wilson
 
 LIMIT = 64   # tiles a picture
 FLAT = 12.0  # grey levels, standard deviation of green: 999 in 1,000 training pictures of CIFAKE have more
 DRAWS = 2000  # of the bootstrap
-SKETCH = 512  # pixels of a heat map's longer side
-CELL = 8      # pixels a side, of a tile's map over a larger picture
-OPACITY = 0.7
-FAKE_COLOUR, REAL_COLOUR = (213, 94, 0), (0, 114, 178)  # those of figures.py
+EVEN = 3.0   # grey levels, standard deviation of every channel; the least in CIFAKE's 120,000 is 7.5
 TOGETHER = 16  # pictures of natural size whose tiles share batches
 
 
@@ -49,7 +47,12 @@ class Seen:
     height: int
     width: int
     treatment: str      # what was done, in words
-    blank: bool = False  # every tile was flat, so that flat ones had to be taken
+    blank: bool = False  # there is nothing to see: every tile is flat, or the one view is even
+
+    @property
+    def looked_at(self) -> float:
+        """The share of the picture's area that the views cover."""
+        return float((self.boxes[:, 2] * self.boxes[:, 3]).sum() / (self.height * self.width))
 
 
 def size_of(network: nn.Module) -> int:
@@ -66,8 +69,13 @@ def see(picture: np.ndarray, size: int, way: str, limit: int = LIMIT) -> Seen:
     """uint8 (h, w, 3) -> views of size x size pixels, by one of WAYS."""
     height, width = picture.shape[:2]
     if (height, width) == (size, size):
-        return Seen(picture[None], np.array([[0, 0, size, size]]), size, size, "whole")
+        return Seen(picture[None], np.array([[0, 0, size, size]]), size, size, "whole", is_even(picture))
     return WAYS[way](picture, size, limit)
+
+
+def is_even(view: np.ndarray) -> bool:
+    """Whether uint8 (h, w, 3) is one plain area, but for noise: nothing that a verdict could rest on."""
+    return all(view[..., channel].std() < EVEN for channel in (1, 0, 2))  # green alone nearly always decides
 
 
 def tiled(picture: np.ndarray, size: int, limit: int) -> Seen:
@@ -105,19 +113,45 @@ def choose_tiles(picture: np.ndarray, size: int, limit: int) -> tuple[np.ndarray
 def squashed(picture: np.ndarray, size: int, limit: int) -> Seen:
     height, width = picture.shape[:2]
     done = f"{'enlarged' if max(height, width) < size else 'squashed'} to {size}x{size}"
-    return Seen(resize(picture, size)[None], np.array([[0, 0, height, width]]), height, width, done)
+    view = resize(picture, size)
+    return Seen(view[None], np.array([[0, 0, height, width]]), height, width, done, is_even(view))
 
 
 def fitted(picture: np.ndarray, size: int, limit: int) -> Seen:
     height, width = picture.shape[:2]
     side = min(height, width)
-    view = ImageOps.fit(Image.fromarray(picture), (size, size), Image.Resampling.BICUBIC)
+    view = np.asarray(ImageOps.fit(Image.fromarray(picture), (size, size), Image.Resampling.BICUBIC))
     box = [(height - side) // 2, (width - side) // 2, side, side]
     done = f"centre {side}x{side} {'enlarged' if side < size else 'resized'} to {size}x{size}"
-    return Seen(np.asarray(view)[None], np.array([box]), height, width, done)
+    return Seen(view[None], np.array([box]), height, width, done, is_even(view))
 
 
 WAYS = {"tiles": tiled, "squash": squashed, "fit": fitted}
+
+
+# --- how right networks are on pictures of natural size, as measured -----------------------------
+
+def record(model: str, way: str) -> dict[str, str] | None:
+    """The row of paper/results on a network at natural size seen one way, as this file's or test.py's tables
+    have it; None where nobody measured it."""
+    results = folder("results")
+    paths = ([*sorted(results.glob(f"tiles-{model}-*.csv")), results / "agiri-wild.csv"] if way != "fit"
+             else sorted(results.glob(f"metrics-{model}-*-test*.csv")))
+    rows = (row for path in paths if path.exists() for row in read_csv(path))
+    return next((row for row in rows if row.get("model") == model and row.get("way", "fit") == way
+                 and row["data"] not in SMALL), None)
+
+
+def in_words(row: dict[str, str] | None) -> str:
+    """One clause on a row of record()."""
+    if row is None:
+        return "nobody has measured how right this network is on pictures of natural size"
+    value, low, high, majority = (float(row[key]) for key in (
+        "accuracy", "accuracy_low", "accuracy_high", "majority"))
+    said = (f"on {int(row['n']):,} pictures of natural size this network was right on {100 * value:.0f} % "
+            f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %, set: {row['data']})")
+    idle = f", no better than always saying the same: {100 * majority:.0f} %"
+    return said + (idle if low < majority else "")
 
 
 # --- what it sees -> logits --------------------------------------------------------------------
@@ -169,55 +203,6 @@ def means(logits: np.ndarray, counts: list[int]) -> np.ndarray:
     return np.add.reduceat(logits.astype(np.float64), starts) / counts
 
 
-# --- a map of the picture ----------------------------------------------------------------------
-
-def sketch(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 (h, w, 3) at the size that heat maps have, and `boxes` (k, 4) in its pixels.
-
-    The longer side becomes at most SKETCH; a picture of less than half of that is enlarged by a whole factor.
-    """
-    height, width = picture.shape[:2]
-    scale = SKETCH / max(height, width)
-    scale = max(1, int(scale)) if scale >= 1 else scale
-    filter = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
-    shape = max(1, round(width * scale)), max(1, round(height * scale))
-    ends = np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:])) * scale
-    ends = ends.round().astype(int)
-    return np.asarray(Image.fromarray(picture).resize(shape, filter)), np.hstack(
-        (ends[:, :2], np.maximum(ends[:, 2:] - ends[:, :2], 1)))
-
-
-def legible(maps: np.ndarray) -> np.ndarray:
-    """Maps (k, s, s) of a picture's views; of several tiles means over CELL x CELL pixels.
-
-    A map of single pixels would not be seen over a picture of hundreds.
-    """
-    if len(maps) == 1:
-        return maps
-    k, side = len(maps), maps.shape[1] // CELL
-    whole = maps[:, :side * CELL, :side * CELL]  # of a side that CELL does not divide a few pixels are lost
-    return whole.reshape(k, side, CELL, side, CELL).mean(axis=(2, 4))
-
-
-def overlay(picture: np.ndarray, boxes: np.ndarray, maps: np.ndarray) -> Image.Image:
-    """Signed maps (k, rows, columns) of boxes (k, 4) over a picture uint8 (h, w, 3), as sketch() gives both.
-
-    Orange towards FAKE, blue towards REAL, over the picture in grey; full colour from the 98th percentile of
-    absolute values on. What was not seen is pale.
-    """
-    heat, seen = np.zeros(picture.shape[:2], np.float32), np.zeros(picture.shape[:2], bool)
-    for (top, left, height, width), one in zip(boxes, maps, strict=True):
-        place = np.s_[top:top + height, left:left + width]
-        heat[place] = Image.fromarray(one).resize(heat[place].shape[::-1], Image.Resampling.BILINEAR)
-        seen[place] = True
-    strength = OPACITY * np.minimum(abs(heat) / (np.quantile(abs(heat[seen]), 0.98) or 1), 1)[..., None]
-    colour = np.where(heat[..., None] > 0, *np.array((FAKE_COLOUR, REAL_COLOUR), np.float32))
-    grey = np.asarray(Image.fromarray(picture).convert("L"), np.float32)[..., None]
-    pale = 255 - (255 - grey) / 3
-    shaded = np.where(seen[..., None], grey + (colour - grey) * strength, pale)
-    return Image.fromarray(shaded.round().astype(np.uint8))
-
-
 # --- comparison --------------------------------------------------------------------------------
 
 def portions(data) -> Iterator[list[np.ndarray]]:
@@ -256,27 +241,32 @@ def resampled(labels: np.ndarray, ways: list[tuple[np.ndarray, float]], seed: in
 def table(labels: np.ndarray, found: dict[str, tuple[np.ndarray, float]]) -> list[dict]:
     """A row of numbers for each {way: (scores (n,), threshold)}; of several ways one for last minus first.
 
-    Intervals of 95 %: Wilson's for accuracy, the bootstrap's percentiles for everything else. *_oracle: at
-    the threshold of highest accuracy on these very pictures.
+    Intervals of 95 %: of a way those that test.py gives, of the difference the bootstrap's percentiles.
+    *_oracle: at the threshold of highest accuracy on these very pictures, best_balanced_accuracy at that of
+    highest balanced accuracy.
     """
-    labels, n = labels.astype(bool), len(labels)
-    draws = resampled(labels, list(found.values()))
-    measured = [rates(labels, *one) for one in found.values()]
-    rows = [as_row(way, numbers, draws[:, i]) | {"threshold": found[way][1]} | oracle(labels, found[way][0])
-            for i, (way, numbers) in enumerate(zip(found, measured, strict=True))]
-    for row in rows:
-        row["accuracy_low"], row["accuracy_high"] = wilson(round(row["accuracy"] * n), n)
+    labels = labels.astype(bool)
+    rows = [{"way": way} | of_way(labels, *one) for way, one in found.items()]
     if len(found) == 1:
         return rows
     first, *_, last = found
-    difference = as_row(f"{last} minus {first}", measured[-1] - measured[0], draws[:, -1] - draws[:, 0])
-    return [*rows, difference | dict.fromkeys(("threshold", *oracle(labels, found[first][0])), "")]
+    draws = resampled(labels, [found[first], found[last]])
+    measured = [rates(labels, *found[way]) for way in (first, last)]
+    difference = as_row(f"{last} minus {first}", measured[1] - measured[0], draws[:, 1] - draws[:, 0])
+    return [*rows, dict.fromkeys(rows[0], "") | difference]
 
 
-def oracle(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    cut, _ = oracle_threshold(labels, scores)
-    accuracy, balanced, _ = rates(labels, scores, cut).tolist()
-    return {"threshold_oracle": cut, "accuracy_oracle": accuracy, "balanced_accuracy_oracle": balanced}
+def of_way(labels: np.ndarray, scores: np.ndarray, cut: float) -> dict[str, float]:
+    """Accuracy, balanced accuracy and AUC of one way with their intervals, and what its oracles reach."""
+    accuracy, balanced, area = rates(labels, scores, cut).tolist()
+    low, high = wilson(round(accuracy * len(labels)), len(labels))
+    oracle, _ = oracle_threshold(labels, scores)
+    at_oracle = rates(labels, scores, oracle)
+    return {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high,
+            **trust.balanced_accuracy(labels, (scores >= cut) == labels),
+            "roc_auc": area, **trust.auc_interval(labels, scores),
+            "threshold": cut, "threshold_oracle": oracle, "accuracy_oracle": float(at_oracle[0]),
+            "balanced_accuracy_oracle": float(at_oracle[1]), **trust.balanced_oracle(labels, scores)}
 
 
 def as_row(way: str, numbers: np.ndarray, draws: np.ndarray) -> dict:
@@ -315,10 +305,10 @@ def compare(name: str, data, limit: int, device: torch.device) -> tuple[list[dic
 
 
 def print_row(row: dict) -> None:
-    numbers = "   ".join(f"{row[key]:7.2%} [{row[f'{key}_low']:.2%}, {row[f'{key}_high']:.2%}]"
-                         for key in ("accuracy", "balanced_accuracy", "roc_auc"))
-    best = "" if row["accuracy_oracle"] == "" else f"   oracle {row['accuracy_oracle']:.2%}"
-    print(f"{row['way']:<20} {numbers}{best}")
+    numbers = "   ".join(trust.percent(row, key) for key in ("accuracy", "balanced_accuracy"))
+    best = row["best_balanced_accuracy"]
+    oracle = "" if best == "" else f"   oracle {best:.2%} balanced, {row['accuracy_oracle']:.2%}"
+    print(f"{row['way']:<20} {numbers}   {trust.area(row)}{oracle}")
 
 
 def report(name: str, data, limit: int, device: torch.device, split: str) -> dict:

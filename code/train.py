@@ -6,7 +6,7 @@
     python code/train.py -ep 10 -mf base_model --resume          go on where a killed run stopped
     python code/train.py --model Compact -mf compact_model       our own network for 32 pixels
     python code/train.py --model Wide --heads fake object -mf wide         its wider form
-    python code/train.py --model Compact --recipe fast -mf fast  97 % in minutes
+    python code/train.py --model Compact --heads fake object --recipe fast -mf fast      97 % in minutes
     python code/train.py --model Compact --recipe robust -ep 5 -mf robust     half of the pictures degraded
     python code/train.py --model ResNet18 --heads fake object -mf dual10     verdict and object class at once
     python code/train.py --model efficientnet_b0 --from-scratch --size 64 -mf effnet     any network of timm
@@ -16,9 +16,11 @@
 
 Measured on CIFAKE's 90,000 training pictures: paper/results/ (accuracy) and bench.csv (time).
 """
+import io
 import os
+from argparse import Namespace
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,11 +38,13 @@ from files import (
     folder,
     number_between,
     remove,
+    require_writable,
     shown,
     whole_number,
     write_csv,
 )
 from fitting import Recipe, fit
+from resume import finished_run, keep, unfinished_run, unfinished_state
 from scoring import accuracy_name, logits
 
 SMOKE_PICTURES = 640
@@ -55,7 +59,6 @@ RECIPES = {
                        schedule="plateau", augment=("flip", "shift")),
 }
 RECIPE_OF = {"CIFAKE_CNN": "course"}
-FLAGS = {"epochs": "ep", "batch_size": "bs", "architecture": "model", "start": "from"}
 NEW_NETWORK = {"model": "CIFAKE_CNN", "heads": ["fake"], "weights": "hub"}  # defaults, without --from
 
 
@@ -67,22 +70,22 @@ def run(args, data: dict, seed: int, name: str | None, say=print) -> dict:
     device = open_device(args.device, recipe.precision)
     torch.manual_seed(seed)
     network, made_by = network_of(args, seed)
-    facts = made_by | asdict(recipe) | facts_of(args, data, seed, device)
-    if args.resume and (reached := finished_run(name, facts)):
-        say(f"{shown(checkpoints.path_of(name))} is finished already")
+    facts = made_by | recorded(recipe, data["train"]) | facts_of(args, data, seed, device)
+    if args.resume and (reached := finished_run(name, facts, say)):
         return reached
     unfinished = unfinished_run(name) if name else None
     state = unfinished_state(unfinished, facts) if args.resume else None
-    if state:
-        say(f"resuming after epoch {state['epoch']}")
-    elif unfinished and not device.rank:
-        remove(unfinished)
+    if args.resume:
+        say(f"resuming after epoch {state['epoch']}" if state else
+            f"{name}: no epoch is finished yet; starting with the first")
+    if unfinished and not state and not device.rank:
+        keep(unfinished, facts)
 
     def after_epoch(state: dict) -> None:
         if device.rank:
             return
         if unfinished:
-            checkpoints.write(unfinished, {"recipe": facts, "state": state})
+            keep(unfinished, facts, state)
         say(epoch_line(state["history"][-1], recipe.epochs, accuracy_name(data["val"].labels)))
 
     state = fit(network, data["train"], data["val"], recipe, seed=seed, device=device, state=state,
@@ -101,6 +104,14 @@ def facts_of(args, data: dict, seed: int, device: Device) -> dict:
             "data": data["train"].fingerprint,
             # Threads, device and processes belong to it: with others the last bits differ.
             "threads": torch.get_num_threads(), "device": device.device.type, "processes": device.world}
+
+
+def recorded(recipe: Recipe, data) -> dict:
+    """The recipe as it acts on this set: any augmentation at natural size is natural.AUGMENTED."""
+    if not recipe.augment or isinstance(data, ImageSet):
+        return asdict(recipe)
+    from natural import AUGMENTED
+    return asdict(recipe) | {"augment": AUGMENTED}
 
 
 def recipe_of(args) -> Recipe:
@@ -157,6 +168,7 @@ def open_data(args, network: torch.nn.Module):
         return data
     from natural import leave_out, with_split
     if not (data.splits == "train").any():
+        # Not args.seed: natural.held_part finds the same split again, and seeds are compared on one.
         data = with_split(data, seed=0, group=args.group, left_out=args.leave_out)
     elif args.group != "content":
         raise TellError(f"{args.data}: --group is for a folder without train/; this one is split already")
@@ -180,47 +192,9 @@ def parts_of(data, smoke: bool) -> dict:
     return parts
 
 
-def unfinished_run(name: str) -> Path:
-    return checkpoints.path_of(name).with_suffix(".resume")
-
-
-def finished_run(name: str, facts: dict) -> dict | None:
-    """What a finished run of these very facts reached; None where it is unfinished or not begun."""
-    path = checkpoints.path_of(name)
-    if unfinished_run(name).exists() or not path.exists():
-        return None
-    content = checkpoints.read(path)
-    require_same(path, facts, content.get("recipe", {}))
-    return content["metrics"]
-
-
-def unfinished_state(path: Path, facts: dict) -> dict | None:
-    """The state after the last finished epoch of a run of these very facts; None if not begun."""
-    if not path.exists():
-        return None
-    content = checkpoints.read(path)
-    theirs = content.get("recipe", {})
-    # A constant learning rate does not know how many epochs there will be: more may follow.
-    if facts["schedule"] == "constant":
-        theirs = theirs | {"epochs": facts["epochs"]}
-    require_same(path, facts, theirs)
-    if content["state"]["epoch"] > facts["epochs"]:
-        raise TellError(f"{path}: that run has {content['state']['epoch']} epochs already; "
-                        f"-ep {facts['epochs']} is too few")
-    return content["state"]
-
-
-def require_same(path: Path, facts: dict, theirs: dict) -> None:
-    changed = [f"{FLAGS.get(key, key)} ({theirs.get(key)}, not {value})" for key, value in facts.items()
-               if theirs.get(key) != value]
-    if changed:
-        raise TellError(f"{path}: that run had another {', '.join(changed)}; give the same flags, data and "
-                        "threads, or start without --resume")
-
-
 def epoch_line(row: dict, epochs: int, kind: str) -> str:
     heads = "".join(f", {head} {row[key]:.2%}" for head in ("object", "generator")
-                    if (key := f"val_{head}_accuracy") in row)
+                    if np.isfinite(row.get(key := f"val_{head}_accuracy", np.nan)))
     return (f"epoch {row['epoch']:>2}/{epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:.2%} at 0.5, "
             f"{kind.removesuffix('accuracy')}{row['val_accuracy_at_threshold']:.2%} at "
@@ -294,7 +268,8 @@ def parser() -> Parser:
     add("-ep", "--epochs", dest="ep", type=whole_number(1), help="epochs (5; strong: 16)")
     add("-mf", "--modelfile", dest="mf", type=checkpoints.name_to_save, metavar="NAME",
         help="save to models/NAME.pth; without it nothing is saved")
-    add("--model", help="CIFAKE_CNN (default), Compact, Wide, ResNet18, or one of timm")
+    add("--model", help="CIFAKE_CNN (default), Compact, Wide, Plain (Compact, its first layer learnt), "
+        "ResNet18, or one of timm")
     add("--attn", action="store_true", help="CIFAKE_CNN with the SRM attention layer")
     add("--heads", nargs="+", choices=["fake", "object", "generator"],
         help="what the network answers (fake)")
@@ -313,10 +288,12 @@ def parser() -> Parser:
     add("--group", choices=["content", "set"], default="content",
         help="what stays on one side when a folder without train/ is split: equal files, or its sets")
     add("--leave-out", metavar="GENERATOR", help="train without this generator's pictures")
-    add("--seed", type=whole_number(0), default=0, help="of weights and order (0)")
+    add("--seed", type=whole_number(0), default=0, help="of weights and order, not of a folder's split (0)")
     add("--seeds", type=whole_number(1), metavar="N", help="N runs, seeds --seed, --seed + 1, ...")
     flags.add_device()
-    add("--precision", choices=["fp32", "bf16"], help="bf16: autocast (fp32; strong: bf16)")
+    add("--precision", choices=["fp32", "bf16"],
+        help="bf16: autocast (fp32; strong: bf16, but for networks of timm on a CPU, where depthwise "
+        "convolutions in bf16 take twice as long)")
     add("--resume", action="store_true", help="go on with the unfinished run of this -mf")
     add("--smoke", action="store_true", help=f"{SMOKE_PICTURES} pictures only: does it run?")
     return flags
@@ -324,11 +301,11 @@ def parser() -> Parser:
 
 def check(args) -> None:
     """Refuse what cannot work before any work is done."""
+    if args.seeds and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise TellError("--seeds under torchrun: each seed is a process of its own; give --seeds to plain "
+                        "python, or one --seed to torchrun")
     if args.resume and not args.mf:
         raise TellError("--resume needs -mf NAME, the run to go on with")
-    if args.resume and not args.seeds and not unfinished_run(args.mf).exists() \
-            and not checkpoints.path_of(args.mf).exists():
-        raise TellError(f"{unfinished_run(args.mf)}: there is no run to resume; start it without --resume")
     if args.model in ("Backbone", "General"):
         raise TellError(f"--model {args.model}: a frame for others; give a name of timm, as efficientnet_b0")
     if args.attn and args.bs == 1:
@@ -358,12 +335,17 @@ def check_network(args) -> None:
         raise TellError(f"--weights and --from-scratch are for networks of timm; {args.model} has no others")
     if {"weights", "from_scratch"} <= {*given}:
         raise TellError("--weights and --from-scratch exclude each other; give one")
+    if args.weights != "hub" and not os.path.isfile(args.weights):
+        raise TellError(f"--weights {args.weights}: no such file")
 
 
 def warn_about_saving(args) -> None:
+    """Say what is not saved or will be replaced; TellError where nothing can be written."""
     if not args.mf:
         print("nothing will be saved: give -mf NAME to save to models/NAME.pth")
         return
+    for name in ("models", "results"):
+        require_writable(folder(name), f"TELL_{name.upper()}")
     path = checkpoints.path_of(args.mf)
     if path.exists() and not args.seeds:
         print(f"note: {shown(path)} will be replaced when training has finished")
@@ -375,7 +357,17 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
     check_network(args)
     check(args)
-    network, made_by = network_of(args, args.seed)
+    # Of several processes, which all come here, the first one speaks.
+    with redirect_stdout(io.StringIO()) if int(os.environ.get("RANK", 0)) else nullcontext():
+        return train(args)
+
+
+def train(args) -> dict:
+    """What `args` say, from the set of pictures to the line about what was reached."""
+    # Without weights, which `run` fetches: a wrong --data is noticed first.
+    network, made_by = network_of(Namespace(**vars(args) | {"from_scratch": True}), args.seed)
+    if not args.precision and hasattr(network, "size") and pick_device(args.device).type == "cpu":
+        args.precision = "fp32"
     if args.object_weight is not None and "object" not in network.heads:
         raise TellError("--object-weight is for networks with the head object; this one has none")
     data = open_data(args, network)

@@ -21,13 +21,15 @@ from cifar100 import open_photographs
 from classes import pick_device
 from datasets import ImageSet
 from figures import STYLE, plot_pictures
-from files import Parser, command_line, folder, read_csv, save_models, shown, write_csv
+from files import Parser, TellError, command_line, folder, read_csv, save_models, shown, write_csv
 from lossless import as_jpeg, models_here
 from scoring import logits, ratio, sigmoid, wilson
 
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "dual", "sturdy")
 CIFAKE_QUALITY = 75
 VERSIONS = ("as they are", f"as JPEG {CIFAKE_QUALITY}")
+# Of CIFAR-100's classes to CIFAR-10's, whose "truck includes only big trucks" (Krizhevsky's page of both).
+NEAREST = {"pickup_truck": "truck"}
 PERMUTATIONS = 2000
 SMOKE_PICTURES = 200
 
@@ -134,19 +136,31 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def seen_classes(rows: list[dict]) -> list[dict]:
-    """Groups that are a class of CIFAKE too: their rates, and the model's on CIFAKE's test photographs."""
-    table = []
-    for row in rows:
-        path = folder("results") / f"scores-{row['model']}-cifake-test.csv"
-        if row["level"] != "group" or row["version"] != VERSIONS[0] or row["name"] not in OBJECTS \
-                or not path.exists():
-            continue
-        theirs = rate(np.array([float(score["score"]) >= row["threshold"] for score in read_csv(path)
-                                if (score["object"], score["label"]) == (row["name"], "0")]))
-        ours = {key: row[key] for key in theirs}
-        table += [{"model": row["model"], "class": row["name"], "photographs of": source, **numbers}
-                  for source, numbers in (("CIFAKE", theirs), (row["data"], ours))]
-    return table
+    """Groups that are a class of CIFAKE too: their rates, and the model's on CIFAKE's test photographs.
+
+    CIFAR-100 was made without CIFAR-10's classes, CIFAKE's: of it the class that is nearest to one, which
+    rows name as what it is. A printed line says where there is none of CIFAKE's own.
+    """
+    chosen = {(row["model"], row["name"]): row for row in rows if row["version"] == VERSIONS[0]
+              and (row["level"] == "group" and row["name"] in OBJECTS
+                   or row["level"] == "class" and row["name"] in NEAREST)}
+    if not any(name in OBJECTS for _, name in chosen):
+        near = ", ".join(f"{name} is nearest to CIFAKE's {NEAREST[name]}"
+                         for name in sorted({name for _, name in chosen})) or "none is near one"
+        print(f"No class of CIFAKE is among these photographs; {near}.")
+    return [row for (model, name), ours in chosen.items() for row in beside_cifake(model, name, ours)]
+
+
+def beside_cifake(model: str, name: str, ours: dict) -> list[dict]:
+    """Two rows, of CIFAKE's photographs of a class and of `ours`; none where test.py saved no scores."""
+    path, known = folder("results") / f"scores-{model}-cifake-test.csv", NEAREST.get(name, name)
+    if not path.exists():
+        return []
+    theirs = rate(np.array([float(score["score"]) >= ours["threshold"] for score in read_csv(path)
+                            if (score["object"], score["label"]) == (known, "0")]))
+    both = (known, "CIFAKE", theirs), (name, ours["data"], ours)
+    return [{"model": model, "class": shown_as, "photographs of": source, **{key: row[key] for key in theirs}}
+            for shown_as, source, row in both]
 
 
 # --- figures -----------------------------------------------------------------------------------
@@ -174,6 +188,34 @@ def plot_groups(rows: list[dict], data: ImageSet, version: str, level: str = "gr
             ax.set_title(f"{model}\nall {whole['false_alarm']:.1%}", fontsize=10)
         axes[0, 0].set_yticks(range(len(names)), [f"{name} ({sizes[name]})" for name in names], fontsize=8)
         figure.suptitle(f"{title(data)}; {version}", fontsize=10)
+    return figure
+
+
+def plot_classes(rows: list[dict], data: ImageSet, model: str, version: str = VERSIONS[0],
+                 columns: int = 4) -> Figure:
+    """False-alarm rate of each class for one model with its interval, from least to most; dashed: of all.
+
+    TellError where each class has a single photograph, which has no rate.
+    """
+    whole, *mine = (row for row in rows if (row["model"], row["version"]) == (model, version)
+                    and row["level"] in ("all", "class"))
+    if not mine:
+        raise TellError(f"{data.name}: no class has more than one photograph, so none has a rate")
+    mine.sort(key=lambda row: (row["false_alarm"], row["name"]))
+    each = -(-len(mine) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, columns, sharex=True, figsize=(3 * columns, 1.2 + 0.2 * each),
+                                    squeeze=False, layout="constrained")
+        for place, ax in enumerate(axes[0]):
+            part = {row["name"]: row for row in mine[place * each:(place + 1) * each]}
+            plot_rates(ax, part, list(part), COLOURS[5])
+            ax.axvline(whole["false_alarm"], color=COLOURS[0], ls="--", lw=1)
+            ax.set(xlim=(0, 1), ylim=(-0.6, each - 0.4))
+            ax.set_yticks(range(len(part)), [name.replace("_", " ") for name in part], fontsize=8)
+        sizes = [row["n"] for row in mine]
+        figure.supxlabel("called FAKE (fraction), 95 % intervals; photographs of a class: "
+                         + " to ".join(map(str, sorted({min(sizes), max(sizes)}))), fontsize=9)
+        figure.suptitle(f"{model}: all {whole['false_alarm']:.1%}. {title(data)}; {version}", fontsize=10)
     return figure
 
 

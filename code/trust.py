@@ -21,7 +21,7 @@ from calibration import (
 )
 from datasets import SPLITS, name_in_results
 from files import Parser, TellError, atomic, command_line, folder, shown, write_csv
-from scoring import Z95, oracle_threshold, read_scores, score, sigmoid, wilson
+from scoring import Z95, choose_threshold, oracle_threshold, read_scores, roc_auc, score, sigmoid, wilson
 
 SHOWN = 20  # sources that are printed
 
@@ -64,12 +64,24 @@ def share_below(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     return sum(np.searchsorted(ordered, values, side) for side in ("left", "right")) / (2 * len(ordered))
 
 
+def balanced_oracle(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """The highest balanced accuracy on these very pictures, with its interval, and where that is.
+
+    labels bool (n,), of both classes; scores (n,). It is what the threshold from validation was chosen for;
+    the plain oracle may call all pictures of an unbalanced set the same.
+    """
+    cut, _ = choose_threshold(labels, scores)
+    found = balanced_accuracy(labels, (scores >= cut) == labels)
+    return {"threshold_balanced_oracle": cut, **{f"best_{key}": value for key, value in found.items()}}
+
+
 def detection(labels: np.ndarray, scores: np.ndarray, false_alarm: float) -> dict[str, float]:
     """{"pd", "pd_low", "pd_high"}: share of fakes above all but this share of the reals of the same set.
 
     labels bool (n,), scores or logits (n,). 95 % interval: percentile bootstrap of both classes, with the
     threshold set anew in each resample. Of a resample of n reals the k-th least has, among the original
-    ones, the rank ceil(n B) with B ~ Beta(k, n + 1 - k); so resamples need not be made.
+    ones, the rank ceil(n B) with B ~ Beta(k, n + 1 - k); so resamples need not be made. Where no fake or
+    every fake is found, resamples hardly differ: it then reaches at least as far as Wilson's.
     """
     reals, fakes = np.sort(scores[~labels]), np.sort(scores[labels])
     k = max(1, len(reals) - int(false_alarm * len(reals) + 1e-9))
@@ -77,6 +89,9 @@ def detection(labels: np.ndarray, scores: np.ndarray, false_alarm: float) -> dic
     ranks = np.ceil(len(reals) * random.beta(k, len(reals) + 1 - k, DRAWS)).astype(int)
     found = 1 - np.searchsorted(fakes, reals[np.append(k, ranks) - 1], "right") / len(fakes)
     low, high = np.quantile(random.binomial(len(fakes), found[1:]) / len(fakes), (0.025, 0.975))
+    if found[0] in (0, 1):
+        least, most = wilson(int(found[0]) * len(fakes), len(fakes))
+        low, high = min(low, least), max(high, most)
     return {"pd": float(found[0]), "pd_low": float(low), "pd_high": float(high)}
 
 
@@ -91,8 +106,9 @@ def report(labels: np.ndarray, logits: np.ndarray, threshold: float, rule: dict 
     """All that test.py adds to scoring.score(), as one flat row: labels (n,), logits of FAKE (n,).
 
     What needs both classes is left out for a set of one, what needs a calibration where there is none.
-    *_oracle: at the threshold of highest accuracy on these very pictures; pd_at_P: Pd at P % false alarm,
-    threshold of these very pictures; *_val_P: at the bound that validation set for P %.
+    *_oracle: at the threshold of highest accuracy on these very pictures, best_balanced_accuracy: at that of
+    balanced_oracle(); pd_at_P: Pd at P % false alarm, threshold of these very pictures; *_val_P: at the bound
+    that validation set for P %.
     """
     labels, logits = np.asarray(labels).astype(bool), np.asarray(logits, np.float64)
     row = of_both_classes(labels, logits, threshold, rule) if 0 < labels.sum() < len(labels) else {}
@@ -114,7 +130,8 @@ def of_both_classes(labels: np.ndarray, logits: np.ndarray, threshold: float, ru
     oracle, accuracy = oracle_threshold(labels, scores)
     row = {**balanced_accuracy(labels, (scores >= threshold) == labels), **auc_interval(labels, scores),
            "threshold_oracle": oracle, "accuracy_oracle": accuracy,
-           **renamed(balanced_accuracy(labels, (scores >= oracle) == labels), "_oracle")}
+           **renamed(balanced_accuracy(labels, (scores >= oracle) == labels), "_oracle"),
+           **balanced_oracle(labels, scores)}
     for share in FALSE_ALARMS:
         row |= renamed(detection(labels, logits, share), f"_at_{100 * share:g}")
     row |= errors(labels, logits)
@@ -130,22 +147,58 @@ def renamed(row: dict, mark: str) -> dict:
 
 
 def by_source(labels: np.ndarray, scores: np.ndarray, threshold: float, sources: np.ndarray) -> list[dict]:
-    """A row for each source, sources str (n,): n and recall of each class, balanced accuracy; last AVG.
+    """A row for each source, sources str (n,), and a last one, AVG, of means in which each counts once.
 
-    What a source has no pictures of is nan, and left out of the mean, in which every source counts once.
+    n and recall of each class; balanced accuracy and ROC AUC where both classes are there; 95 % intervals.
+    What a source has no pictures of is nan, and left out of the mean.
     """
-    labels = np.asarray(labels).astype(bool)
-    right, rows = (np.asarray(scores) >= threshold) == labels, []
-    for source in np.unique(sources):
-        row = {"source": str(source)}
-        for name, mine in (("real", (sources == source) & ~labels), ("fake", (sources == source) & labels)):
-            row |= {f"n_{name}": int(mine.sum()), **rate(f"{name}_recall", right[mine].sum(), mine.sum())}
-        rows.append(row | {"balanced_accuracy": (row["real_recall"] + row["fake_recall"]) / 2})
-    means = {key: [row[key] for row in rows if np.isfinite(row[key])]
-             for key in ("real_recall", "fake_recall", "balanced_accuracy")}
+    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
+    rows = [{"source": str(source), **of_source(labels[mine], scores[mine], threshold)}
+            for source in np.unique(sources) for mine in [sources == source]]
     last = {key: sum(row[key] for row in rows) for key in ("n_real", "n_fake")}
-    last |= {key: float(np.mean(values)) if values else float("nan") for key, values in means.items()}
+    for key in ("real_recall", "fake_recall", "balanced_accuracy", "roc_auc"):
+        values = [row[key] for row in rows if np.isfinite(row[key])]
+        last[key] = float(np.mean(values)) if values else float("nan")
     return [*rows, {key: last.get(key, float("nan")) for key in rows[0]} | {"source": "AVG"}]
+
+
+def by_generator(labels: np.ndarray, scores: np.ndarray, threshold: float, generators: np.ndarray
+                 ) -> list[dict]:
+    """A row for each named generator, generators str (n,): n fakes, share called FAKE, 95 % interval."""
+    fakes = np.asarray(labels).astype(bool) & ~np.isin(generators, ["", "unknown"])
+    return [{"generator": str(name), "n": int(mine.sum()),
+             **rate("called_fake", (scores[mine] >= threshold).sum(), mine.sum())}
+            for name in np.unique(generators[fakes]) for mine in [fakes & (generators == name)]]
+
+
+def of_source(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """The row of one source without its name: labels bool (n,), scores (n,)."""
+    right, row = (scores >= threshold) == labels, {}
+    for name, mine in (("real", ~labels), ("fake", labels)):
+        row |= {f"n_{name}": int(mine.sum()), **rate(f"{name}_recall", right[mine].sum(), mine.sum())}
+    if not 0 < labels.sum() < len(labels):
+        return row | {f"{key}{end}": float("nan") for key in ("balanced_accuracy", "roc_auc")
+                      for end in ("", "_low", "_high")}
+    return row | {**balanced_accuracy(labels, right), "roc_auc": float(roc_auc(labels, scores)),
+                  **auc_interval(labels, scores)}
+
+
+# --- pictures that training used -----------------------------------------------------------------
+
+def short_hashes(sha256: np.ndarray) -> np.ndarray:
+    """The first eight bytes of each hash, uint8 (n, 32) -> int64 (n,): of a million files no two agree."""
+    return np.ascontiguousarray(sha256[:, :8]).view(np.int64).ravel()
+
+
+def seen_in_training(facts: dict, data) -> dict[str, int]:
+    """{"in_training": how many pictures of `data` the checkpoint was fitted on}; {} where it does not know.
+
+    Unlike the fingerprint of a whole set, it finds a part of one too. Files, not pixels: a picture that was
+    saved anew counts as another.
+    """
+    if "fitted_pictures" not in facts:
+        return {}
+    return {"in_training": int(np.isin(short_hashes(data.sha256), facts["fitted_pictures"].numpy()).sum())}
 
 
 # --- print -------------------------------------------------------------------------------------
@@ -157,17 +210,29 @@ def percent(row: dict, key: str) -> str:
     return f"{row[key]:.2%} [{100 * row[f'{key}_low']:.2f}, {100 * row[f'{key}_high']:.2f}]"
 
 
-def print_report(row: dict, rule: dict | None) -> None:
-    """Lines of what report() and scoring.score() found, for a reader; brackets hold 95 % intervals."""
-    if "pd_at_1" in row:
-        print(f"balanced accuracy  {percent(row, 'balanced_accuracy')}   ROC AUC "
-              f"{row['roc_auc']:.4f} [{row['roc_auc_low']:.4f}, {row['roc_auc_high']:.4f}]")
-        print(f"accuracy           {row['accuracy']:.2%} at {row['threshold']:.4f}, transferred; "
-              f"{row['accuracy_oracle']:.2%} at {row['threshold_oracle']:.4f}, chosen on these (oracle)")
-        for p in (1, 5):
-            print(f"Pd at {p} % false alarm, set on these pictures: {percent(row, f'pd_at_{p}')}")
-    else:
+def area(row: dict) -> str:
+    """"0.9712 [0.9690, 0.9734]", the ROC AUC of a row."""
+    return f"{row['roc_auc']:.4f} [{row['roc_auc_low']:.4f}, {row['roc_auc_high']:.4f}]"
+
+
+def print_thresholds(row: dict) -> None:
+    """Lines of what report() and scoring.score() found without a calibration; brackets: 95 % intervals."""
+    if "pd_at_1" not in row:
         print("one class only: no balanced accuracy, AUC, oracle, Pd at a false alarm rate, calibration")
+        return
+    print(f"balanced accuracy  {percent(row, 'balanced_accuracy')}   ROC AUC {area(row)}")
+    print(f"thresholds         balanced accuracy {row['balanced_accuracy']:.2%} at {row['threshold']:.4f}, "
+          f"transferred; {percent(row, 'best_balanced_accuracy')} at "
+          f"{row['threshold_balanced_oracle']:.4f}, chosen on these (oracle)")
+    print(f"                   accuracy {row['accuracy']:.2%}, transferred; {row['accuracy_oracle']:.2%} at "
+          f"{row['threshold_oracle']:.4f} (oracle); always the same {row['majority']:.2%}")
+    for p in (1, 5):
+        print(f"Pd at {p} % false alarm, set on these pictures: {percent(row, f'pd_at_{p}')}")
+
+
+def print_report(row: dict, rule: dict | None) -> None:
+    """Lines of all that report() and scoring.score() found, for a reader; rule: the checkpoint's, if any."""
+    print_thresholds(row)
     if not rule:
         print('no calibration in this checkpoint, so no "cannot tell": python code/calibration.py adds it')
         return
@@ -191,15 +256,37 @@ def print_verdicts(row: dict, rule: dict) -> None:
 
 
 def print_sources(rows: list[dict]) -> None:
-    """The sources of most pictures, and the mean over all."""
-    print("by source          " + f"{'REAL n':>8}{'recall':>9}{'FAKE n':>9}{'recall':>9}{'balanced':>10}")
+    """The sources of most pictures, and the mean over all; brackets: 95 % intervals."""
+    print("by source          " + f"{'REAL n':>8}{'recall':>9}{'FAKE n':>9}{'recall':>9}"
+          f"{'balanced accuracy':>24}{'ROC AUC':>26}")
     largest = sorted(rows[:-1], key=lambda row: -row["n_real"] - row["n_fake"])[:SHOWN]
     for row in (*largest, rows[-1]):
-        real, fake, both = (f"{row[key]:.2%}" if np.isfinite(row[key]) else "-"
-                            for key in ("real_recall", "fake_recall", "balanced_accuracy"))
-        print(f"  {row['source'][:16]:<17}{row['n_real']:>8,}{real:>9}{row['n_fake']:>9,}{fake:>9}{both:>10}")
+        cells = (f"{row[f'n_{name}']:>{width},}{share(row[f'{name}_recall']):>9}"
+                 for name, width in (("real", 8), ("fake", 9)))
+        print(f"  {row['source'][:16]:<17}{''.join(cells)}{of_both(row)}")
     if len(rows) - 1 > SHOWN:
         print(f"  the {SHOWN} largest of {len(rows) - 1:,}; the mean is over all")
+
+
+def print_generators(rows: list[dict]) -> None:
+    """The generators of most pictures."""
+    print(f"{'by generator':<37}{'FAKE n':>8}{'called FAKE':>24}")
+    for row in sorted(rows, key=lambda row: -row["n"])[:SHOWN]:
+        print(f"  {row['generator'][:34]:<35}{row['n']:>8,}{percent(row, 'called_fake'):>24}")
+    if len(rows) > SHOWN:
+        print(f"  the {SHOWN} largest of {len(rows):,}")
+
+
+def share(value: float) -> str:
+    return f"{value:.2%}" if np.isfinite(value) else "-"
+
+
+def of_both(row: dict) -> str:
+    """Balanced accuracy and AUC of a row of by_source(); the means have no interval."""
+    if np.isfinite(row["roc_auc_low"]):
+        return f"{percent(row, 'balanced_accuracy'):>24}{area(row):>26}"
+    auc = f"{row['roc_auc']:.4f}" if np.isfinite(row["roc_auc"]) else "-"
+    return f"{share(row['balanced_accuracy']):>24}{auc:>26}"
 
 
 # --- command line ------------------------------------------------------------------------------

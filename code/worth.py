@@ -24,7 +24,7 @@ from tiles import portions, vote
 from trust import percent, saved, table
 
 SMOKE_PICTURES = 60
-MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28")
+MODELS = ("base_model", "mini_model", "attn_model", "compact", "wide28", "sturdy")
 KINDS = {"CIFAKE's test half": None,  # None, or the degradation of it
          "the same at JPEG 60": ("JPEG", 60),
          "made smaller, 0.75": ("smaller", 0.75),

@@ -2,6 +2,8 @@
 
 {model: rows} is what worth.measured gives: values are text, "" where a kind of picture cannot give one.
 """
+from itertools import cycle
+
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -18,6 +20,7 @@ FAMILIES = {"saved again": ("#0072B2", "o", ("JPEG", "WebP")),
             "tones": ("#CC79A7", "^", ("darker", "brighter")), "noise": ("#009E73", "D", ("noise",)),
             "as it is": (LINE, "*", ("clean",))}
 VIEWS = {"as they are": LINE, "re-saved": "#E69F00"}
+MODEL_STYLES = (("#333333", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "v"))
 PRIORS = np.logspace(-4, np.log10(0.5), 60)
 SMALL = STYLE | {"figure.dpi": 80}  # a notebook of ten figures stays below 2 MB
 Models = dict[str, list[dict[str, str]]]
@@ -135,21 +138,45 @@ def plot_promises(models: Models) -> Figure:
 
 
 def plot_priors(models: Models) -> Figure:
-    """Share of right verdicts FAKE against the share of fakes among all pictures, a line a kind."""
+    """Share of right verdicts FAKE against the share of fakes among all pictures.
+
+    A panel for each kind of picture, a line with its 95 % band for each model; dashed where no verdict FAKE
+    was wrong, or none right: then the end of the interval that says how sure that is.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for rows in models.values() for row in rows
+                               if row["fake_right"] not in ("", "nan")))
+    lines = -(-len(kinds) // 4)
     with plt.rc_context(SMALL):
-        figure, axes = plt.subplots(1, len(models), figsize=(0.8 + 3.4 * len(models), 3.7), sharey=True,
+        figure, axes = plt.subplots(lines, 4, figsize=(12.5, 0.8 + 2.9 * lines), sharex=True, sharey=True,
                                     squeeze=False, layout="constrained")
-        for ax, (model, rows) in zip(axes[0], models.items(), strict=True):
-            for i, row in enumerate(row for row in rows if row["fake_right"] != "nan"):
-                worth, low, high = (at_prior(float(row[f"fake_right{end}"]), PRIORS)
-                                    for end in ("", "_low", "_high"))
-                ax.plot(PRIORS, worth, color=f"C{i}", lw=1.5, label=row["kind"])
-                ax.fill_between(PRIORS, low, high, color=f"C{i}", alpha=0.12, lw=0)
-            ax.set(title=model, xscale="log", ylim=(0, 1), xlabel="share of fakes among all pictures")
+        for ax, kind in zip(axes.flat, kinds, strict=False):
+            for (model, rows), (colour, mark) in zip(models.items(), cycle(MODEL_STYLES), strict=False):
+                for row in (row for row in rows if row["kind"] == kind and row["fake_right"] != "nan"):
+                    plot_prior(ax, row, color=colour, marker=mark, label=model)
+            ax.set(title=kind, xscale="log", ylim=(-0.03, 1.03))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        axes[0, 0].set_ylabel('share of verdicts "FAKE" that are right')
-        below(figure, axes[0, 0], columns=3)
+        for ax in axes.flat[len(kinds):]:
+            ax.axis("off")
+        for ax in axes.flat[max(0, len(kinds) - 4):len(kinds)]:  # nothing below
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel("share of fakes", fontsize=10)
+        figure.supylabel('share of verdicts "FAKE" that are right', fontsize=10)
+        named = {text: line for ax in axes.flat
+                 for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named, loc="outside lower center", ncols=6, fontsize=9)
     return figure
+
+
+def plot_prior(ax: Axes, row: dict, label: str, **style) -> None:
+    """One model on one kind of picture: a line and its band, or one end of it."""
+    worth, low, high = (at_prior(float(row[f"fake_right{end}"]), PRIORS) for end in ("", "_low", "_high"))
+    style |= {"lw": 1.5, "ms": 4, "markevery": [0, 16, 32, 48, 59]}
+    if 0 < float(row["fake_right"]) < 1:
+        ax.plot(PRIORS, worth, label=label, **style)
+        ax.fill_between(PRIORS, low, high, color=style["color"], alpha=0.15, lw=0)
+        return
+    end, word = (low, "at least") if float(row["fake_right"]) else (high, "at most")
+    ax.plot(PRIORS, end, ls="--", mfc="white", label=f"{label}: {word} (95 %)", **style)
 
 
 # --- calibration -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ def own_folders(tmp_path, monkeypatch):
     """No test sees or writes the user's data, models and results, or leaves figures to the next."""
     for name in SETTINGS:
         monkeypatch.setenv(f"TELL_{name}", str(tmp_path / name.lower()))
+    (tmp_path / "data").mkdir()  # one that is not there is refused
     yield tmp_path
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")

@@ -1,7 +1,8 @@
 """The ablation: every variant runs and is one change; a second start does not repeat what is there."""
+import numpy as np
 import pytest
 import torch
-from conftest import make_tree
+from conftest import CODE, make_tree
 
 import ablation
 from files import TellError, folder, read_csv
@@ -14,6 +15,8 @@ def test_every_variant_is_a_network_that_learns(name):
     variant.change(network)
     if name != "learned-first":
         network.whitening.fit(torch.randn(40, 3, 32, 32))
+    else:
+        assert not hasattr(network.whitening, "kernels")
     output = network(torch.randn(4, 3, 32, 32))
     output.sum().backward()
     assert output.shape == (4, 1)
@@ -42,3 +45,27 @@ def test_rows_of_other_pictures_or_recipes_are_not_mixed(tmp_path):
     ablation.main([*flags, one])
     with pytest.raises(TellError, match="ablation.csv: of other pictures than other, or of another recipe"):
         ablation.main([*flags, other])
+
+
+def test_ideas_against_base_with_the_same_seed():
+    """By hand: differences 1 and 3, mean 2, sd sqrt(2), t(0.975; 1) = 12.706, half 12.706."""
+    runs = {"base": (0.90, 0.80), "noise": (0.91, 0.83), "spectrum": (0.85,), "deep": ()}
+    rows = [{"variant": name, "seed": str(seed), "val_accuracy": str(value)}
+            for name, values in runs.items() for seed, value in enumerate(values)]
+    rows.append({"variant": "deep", "seed": "7", "val_accuracy": "0.99"})  # base has no such seed
+    worst, best = ablation.table(rows)
+    assert worst["what"] == ablation.VARIANTS["spectrum"].what
+    assert (worst["points"], worst["seeds"]) == (pytest.approx(-5), 1)
+    assert np.isnan([worst["low"], worst["high"]]).all()
+    assert (best["points"], best["seeds"]) == (pytest.approx(2), 2)
+    assert [best["low"], best["high"]] == pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)
+
+
+def test_an_idea_kept_or_dropped_against_its_sign_says_why():
+    rows = read_csv(CODE.parent / "paper/results/ablation.csv")
+    verdicts = {row["what"]: row for row in ablation.table(rows)}
+    assert len(verdicts) == len(ablation.VARIANTS) - 1
+    for variant in list(ablation.VARIANTS.values())[1:]:
+        row = verdicts[variant.what]
+        # Each run lacks what was kept, or adds what was dropped: either way it should be the worse.
+        assert row["points"] < 0 or ": " in variant.idea, variant.what

@@ -1,6 +1,7 @@
 """agiri.py: which pictures are found, that none is lost, and that each number is the scores'."""
 import numpy as np
 import pytest
+import torch
 from conftest import encoded
 from PIL import Image
 from sklearn import metrics
@@ -12,6 +13,7 @@ import metadata
 import tiles
 from files import folder, read_csv
 from natural import open_pictures
+from trust import short_hashes
 
 
 def places(root, name: str, sizes=((70, 90), (64, 40), (200, 64), (20, 31))):
@@ -36,6 +38,7 @@ def test_any_format_is_scored_and_what_is_no_picture_is_named():
     assert [name for name, row in rows.items() if row["becomes"] == "named"] == ["JPEG, cut in half",
                                                                                  "text named .jpg"]
     assert rows["JPEG, CMYK"]["as"] == "600x400 RGB, CMYK to RGB"
+    assert "0x" not in rows["text named .jpg"]["as"]  # an address, another in each run
 
 
 def test_the_published_counts_are_the_only_ones_that_give_the_published_numbers():
@@ -54,9 +57,12 @@ def test_what_learnt_from_these_pictures_is_not_scored(tmp_path, capsys):
     for name, facts in learnt.items():
         content = checkpoints.pack(network(), "CIFAKE_CNN", {}, **FACTS | facts)
         checkpoints.write(checkpoints.path_of(name), content)
+    learnt["part"] = {"fitted_pictures": torch.from_numpy(short_hashes(data.sha256[:1]))}
+    checkpoints.write(checkpoints.path_of("part"), checkpoints.pack(
+        network(), "CIFAKE_CNN", {}, **FACTS | learnt["part"]))
     renamed = agiri.natural.replace(data, name="wild")
-    assert agiri.fair(["other", "same", "mixed"], renamed) == ["other"]
-    assert "same, mixed" in capsys.readouterr().out
+    assert agiri.fair(["other", "same", "mixed", "part"], renamed) == ["other"]
+    assert "same, mixed, part" in capsys.readouterr().out
 
 
 def test_command_line(tmp_path, capsys):
@@ -84,6 +90,9 @@ def test_command_line(tmp_path, capsys):
         assert row["accuracy"] == pytest.approx(metrics.accuracy_score(labels, scores >= cut))
         assert row["roc_auc"] == pytest.approx(metrics.roc_auc_score(labels, scores))
         assert row["majority"] == 7 / 13
+        assert row["best_balanced_accuracy"] == pytest.approx(
+            max(metrics.balanced_accuracy_score(labels, scores >= at) for at in [*scores, 2]))
+    assert rows["small", "tiles minus squash"]["best_balanced_accuracy"] == ""
     data = agiri.open_test()
     votes = tiles.both_ways(made["small"][0], data, tiles.LIMIT)
     for way in ("squash", "tiles"):

@@ -1,19 +1,26 @@
 """The web page: what it says, what its server lets through and keeps, and the page itself in a browser."""
+import asyncio
 import csv
 import gc
 import http.client
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -23,11 +30,13 @@ from PIL import Image
 
 import app
 import checkpoints
+import explain
 import page
 import tiles
 from classes import build
 from files import TellError, read_csv
 from infer import PREFERRED, judge
+from turns import MAX_BYTES, WAITING, Gone, Turns
 
 CALIBRATION = {"temperature": 1.0, "bias": 0.0, "n": 1000, "source": "made here", "alpha": 0.05,
                "real_bound": 0.03, "fake_bound": -0.03, "false_alarm_bounds": {0.01: 1.0, 0.05: 0.5}}
@@ -88,53 +97,55 @@ def ask(server, method: str, path: str, body=None, **headers) -> tuple[int, byte
         connection.close()
 
 
-def examined(server, data: bytes, method: str = "grad-cam") -> dict:
-    status, body, _ = ask(server, "POST", f"/examine?method={method}", data)
+def found_by(server, path: str, data: bytes) -> dict:
+    status, body, _ = ask(server, "POST", path, data)
     assert status == 200, body
     return json.loads(body)
+
+
+def examined(server, data: bytes) -> dict:
+    """The record of everything that the page shows of a picture."""
+    shown, heat, changed = (found_by(server, path, data)["record"]
+                            for path in ("/examine", "/map?method=grad-cam", "/under"))
+    return shown | {"map": heat, "changed": changed}
+
+
+def nobody_waits() -> None:
+    """A pause in which nothing happens."""
 
 
 # --- what the page says ------------------------------------------------------------------------
 
 def test_words_claim_no_certainty_and_no_calibration_that_is_not_there():
     row = {"verdict": "FAKE", "probability": 0.9999}
-    assert "over 99" in page.in_words(row, calibrated=True)
     assert "not been calibrated" in page.in_words(row, calibrated=False)
     doubtful = page.in_words({"verdict": "cannot tell", "probability": 0.4}, calibrated=True)
     assert "cannot decide" in doubtful
-    assert "60\u00a0% were real" in doubtful
+    assert "Of 100 pictures that the network rates like this one, about 60 are real" in doubtful
+    assert "more than 99 are generated" in page.in_words(row, calibrated=True)
     said = [page.percent(share) for share in (0.5, 0.005, 0.992)]
     assert said == ["50\u00a0%", "under 1\u00a0%", "over 99\u00a0%"]
 
 
-def test_a_network_without_measured_worth_elsewhere_does_not_claim_any():
-    assert page.elsewhere([]) == ""
-    row = {"way": "tiles", "accuracy": "0.476", "accuracy_low": "0.42", "accuracy_high": "0.53", "n": "334",
-           "data": "wild", "majority": "0.521"}
-    assert page.elsewhere([row]).endswith("no better than always saying the same, 52\u00a0%")
-    assert "no better" in page.elsewhere([row | {"accuracy": "0.6", "accuracy_low": "0.51"}])
-    assert "no better" not in page.elsewhere([row | {"accuracy": "0.8", "accuracy_low": "0.75"}])
-    assert page.elsewhere([row | {"way": "squash"}]) == ""  # not as the page sees pictures
-
-
 @pytest.mark.parametrize("name", PREFERRED)
-def test_the_page_says_what_its_networks_are_worth_at_natural_size(name):
-    rows = [row for row in read_csv(CODE.parent / "paper/results/agiri-wild.csv") if row["model"] == name]
-    assert "of natural size this network was right on" in page.elsewhere(rows)
+def test_the_page_says_what_its_networks_are_worth_at_natural_size(name, monkeypatch):
+    monkeypatch.setenv("TELL_RESULTS", str(CODE.parent / "paper" / "results"))
+    assert "of natural size this network was right on" in tiles.in_words(tiles.record(name, "tiles"))
 
 
 def test_a_picture_of_another_size_gets_the_doubt_and_one_of_32_pixels_does_not(examiner):
-    large, small = (examiner.examine(encoded(Image.fromarray(picture(3, side)), "PNG"), "grad-cam")
+    large, small = (examiner.examine(encoded(Image.fromarray(picture(3, side)), "PNG"))
                     for side in (100, 32))
-    assert page.UNMEASURED in large["html"]["verdict"]
-    assert page.UNMEASURED not in small["html"]["verdict"]
+    unmeasured = tiles.in_words(None)[1:]
+    assert unmeasured in large["html"]["verdict"]
+    assert unmeasured not in small["html"]["verdict"]
     palette = encoded(Image.fromarray(picture(3, 32)).quantize(16), "PNG")
-    assert page.UNMEASURED not in examiner.examine(palette, "grad-cam")["html"]["verdict"]
+    assert unmeasured not in examiner.examine(palette)["html"]["verdict"]
 
 
 def test_a_picture_that_is_too_long_for_jpeg_is_one_line(examiner):
     with pytest.raises(TellError, match="70000 x 10 pixels are too long for this page"):
-        examiner.examine(encoded(Image.new("RGB", (70_000, 10)), "PNG"), "grad-cam")
+        examiner.examine(encoded(Image.new("RGB", (70_000, 10)), "PNG"))
 
 
 def test_the_quiz_and_the_examples_are_other_pictures(examiner):
@@ -155,14 +166,66 @@ def test_the_map_has_its_colours_where_its_values_are():
 def test_the_map_of_a_large_picture_lies_where_the_network_looked(examiner):
     pixels = np.full((64, 96, 3), 128, np.uint8)
     pixels[32:, 64:] = picture(1)
-    heat = page.heat_map(examiner.network, pixels, "grad-cam")
+    heat, note = page.heat_map(examiner.network, pixels, "grad-cam")
     looked = tiles.see(pixels, 32, "tiles").boxes
-    assert heat.shape == (64, 96)
+    assert (heat.shape, note) == ((64, 96), "")
     assert looked.tolist() == [[32, 64, 32, 32]]
     assert np.isfinite(heat[32:, 64:]).all()
     assert np.isnan(heat[:32]).all()
-    alone = page.heat_map(examiner.network, pixels[32:, 64:].copy(), "grad-cam")
+    alone, _ = page.heat_map(examiner.network, pixels[32:, 64:].copy(), "grad-cam")
     np.testing.assert_allclose(heat[32:, 64:], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_a_large_network_explains_only_the_tiles_that_vote_most_strongly(examiner, monkeypatch):
+    """Of 3 x 3 tiles, by a method that is told to take two: those whose logits are furthest from 0."""
+    monkeypatch.setattr(page, "ELSE", 2)
+    pixels = picture(2, 96)
+    assert page.heat_map(examiner.network, pixels, "lime")[1] == ""  # a small network
+    monkeypatch.setattr(page, "SMALL", 0)
+    heat, note = page.heat_map(examiner.network, pixels, "lime")
+    seen = tiles.see(pixels, 32, "tiles")
+    strength = abs(tiles.view_logits(examiner.network, seen.pixels))
+    strongest = {tuple(box[:2]) for box in seen.boxes[np.argsort(-strength)[:2]]}
+    with_map = {(top, left) for top in (0, 32, 64) for left in (0, 32, 64)
+                if np.isfinite(heat[top:top + 32, left:left + 32]).all()}
+    assert with_map == strongest
+    assert note == f"the 2 of {len(seen.boxes)} tiles that vote most strongly"
+    assert np.isnan(heat).sum() == 7 * 32 * 32
+    assert note in page.map_html("lime", note)
+    assert "Only" not in page.map_html("lime", "")
+
+
+def test_a_method_has_a_readable_name():
+    names = [page.label(method) for method in ("grad-cam", "lime", "lime, mean colour", "occlusion")]
+    assert names == ["Grad-CAM", "LIME", "LIME, mean colour", "Occlusion"]
+
+
+def test_the_page_offers_the_methods_that_there_are(examiner, monkeypatch):
+    monkeypatch.setitem(explain.METHODS, "lime of tomorrow", explain.METHODS["grad-cam"])
+    choices = [part["props"]["choices"] for part in app.layout(examiner).config["components"]
+               if part["props"].get("elem_id") == "tell-method"]
+    assert choices == [[(page.label(method), method) for method in explain.METHODS]]
+    assert ("LIME of tomorrow", "lime of tomorrow") in choices[0]
+    data = jpeg(picture(1))
+    record = examiner.map(data, "lime of tomorrow", nobody_waits)["record"]
+    assert record["values"] == examiner.map(data, "grad-cam", nobody_waits)["record"]["values"]
+
+
+def test_the_quiz_says_how_often_its_network_is_right():
+    questions = [{"label": label, "machine": said} for label, said in
+                 ((1, 1), (0, 0), (1, 1), (1, 0), (0, None), (0, None))]
+    said = page.machine_html("<b>", questions)
+    assert "<code>&lt;b&gt;</code> network calls 3 rightly and 1 wrongly; on 2 it says" in said
+    assert "all 6 pictures" in said
+
+
+def test_all_maps_come_as_one_archive(examiner):
+    data = jpeg(picture(1))
+    with urlopen(examiner.maps(data, nobody_waits)["zip"]) as file:
+        archive = zipfile.ZipFile(io.BytesIO(file.read()))
+    assert archive.namelist() == [f"map-{method}.png" for method in explain.METHODS]
+    with urlopen(examiner.map(data, "occlusion", nobody_waits)["map"]) as file:
+        assert archive.read("map-occlusion.png") == file.read()
 
 
 def test_html_of_what_a_file_says_is_text():
@@ -177,13 +240,13 @@ def test_html_of_what_a_file_says_is_text():
 def test_the_page_and_the_command_line_give_one_verdict(examiner):
     pixels = picture(3, 100)
     file = encoded(Image.fromarray(pixels), "PNG")
-    found = examiner.examine(file, "grad-cam")
+    found, changed = examiner.examine(file), examiner.under(file, nobody_waits)["record"]
     row = judge(examiner.network, examiner.facts, [pixels], files=[file])[0]
     assert found["record"]["verdict"] == row
     assert f'data-verdict="{row["verdict"]}"' in found["html"]["verdict"]
-    assert len(found["record"]["changed"]) == 12
+    assert len(changed) == 12
     again = jpeg(pixels)  # quality 75, one of those shown
-    shown = next(row for row in found["record"]["changed"] if (row["kind"], row["strength"]) == ("JPEG", 75))
+    shown = next(row for row in changed if (row["kind"], row["strength"]) == ("JPEG", 75))
     expected = judge(examiner.network, examiner.facts, [app.opened(again)[0]])[0]
     assert shown["probability"] == pytest.approx(expected["probability"], abs=0.02)  # another encoder
 
@@ -197,20 +260,89 @@ def test_a_picture_is_gone_when_its_answer_is_there(examiner, monkeypatch):
         return pixels, ""
 
     monkeypatch.setattr(app, "opened", watched)
-    answers = [examiner.examine(b"any", "grad-cam"), examiner.verdict(b"any")]
+    answers = [examiner.examine(b"any"), examiner.verdict(b"any"), examiner.maps(b"any", nobody_waits),
+               examiner.map(b"any", "grad-cam", nobody_waits), examiner.under(b"any", nobody_waits)]
     gc.collect()
-    assert len(kept) == len(answers) == 2
-    assert [reference() for reference in kept] == [None, None]
+    assert len(kept) == len(answers) == 5
+    assert [reference() for reference in kept] == [None] * 5
 
 
-def test_too_many_at_once_are_told_so(examiner):
-    with ExitStack() as stack:
-        for _ in range(app.WAITING):
-            examiner.places.acquire()
-            stack.callback(examiner.places.release)
+class Client:
+    """A request as turns.py sees it: a body that is there, and whether its sender has hung up."""
+
+    def __init__(self):
+        self.gone = False
+
+    async def receive(self) -> dict:
+        return {"type": "http.request", "body": b"picture"}
+
+    async def is_disconnected(self) -> bool:
+        return self.gone
+
+
+def passes(n: int, log: list, name: str):
+    """Slow work of n passes through a network; each tells `log`."""
+    def work(data, pause):
+        for i in range(n):
+            pause()
+            log.append((name, i))
+            time.sleep(0.05)
+        return name
+    return work
+
+
+def test_a_verdict_waits_for_one_pass_of_a_map_and_maps_take_turns():
+    log = []
+
+    async def day():
+        turns = Turns()
+        maps = [asyncio.create_task(turns.slow(Client(), passes(20, log, name))) for name in "ab"]
+        while len(log) < 6:
+            await asyncio.sleep(0.01)
+        before = len(log)
+        said = await turns.quick(Client(), lambda data: log.append(("verdict", 0)) or data)
+        return said, before, await asyncio.gather(*maps)
+
+    said, before, names = asyncio.run(day())
+    assert (said, names) == (b"picture", ["a", "b"])
+    assert log.index(("verdict", 0)) - before <= 1
+    order = [name for name, _ in log[2:30] if name != "verdict"]
+    assert max(len(list(group)) for _, group in groupby(order)) <= 2  # else one user's map starves another's
+
+
+def test_work_for_a_client_that_hung_up_stops():
+    log = []
+
+    async def day():
+        turns, client, late = Turns(), Client(), Client()
+        job = asyncio.create_task(turns.slow(client, passes(1000, log, "a")))
+        waiting = asyncio.create_task(turns.quick(late, lambda data: log.append(("verdict", 0))))
+        late.gone = True
+        while len(log) < 2:
+            await asyncio.sleep(0.01)
+        client.gone = True
+        for task in (job, waiting):
+            with pytest.raises(Gone):
+                await task
+        return await turns.slow(Client(), passes(1, log, "next"))
+
+    assert asyncio.run(day()) == "next"
+    assert ("verdict", 0) not in log
+    assert len(log) < 10
+
+
+def test_too_many_at_once_are_told_so_and_maps_take_no_place_of_verdicts():
+    async def day():
+        turns, held = Turns(), ExitStack()
+        for _ in range(WAITING):
+            held.enter_context(turns.place("slow"))
         with pytest.raises(TellError, match="too many pictures at once"):
-            examiner.verdict(jpeg(picture(0)))
-    assert examiner.verdict(jpeg(picture(0)))["verdict"]
+            await turns.slow(Client(), passes(1, [], "a"))
+        verdict = await turns.quick(Client(), len)
+        held.close()
+        return verdict, await turns.slow(Client(), passes(1, [], "a"))
+
+    assert asyncio.run(day()) == (7, "a")
 
 
 def test_a_picture_too_large_for_a_page_is_refused(examiner, monkeypatch):
@@ -222,12 +354,12 @@ def test_a_picture_too_large_for_a_page_is_refused(examiner, monkeypatch):
 # --- the server --------------------------------------------------------------------------------
 
 def test_users_at_the_same_time_get_their_own_answers(server):
-    """Grad-CAM hooks into the one network: without a lock, maps of one user hold another's picture."""
+    """Grad-CAM hooks into its network: on one for all, maps of one user would hold another's picture."""
     pictures = [jpeg(picture(seed)) for seed in range(8)]
     alone = [examined(server, data) for data in pictures]
     with ThreadPoolExecutor(8) as users:
         together = list(users.map(lambda i: examined(server, pictures[i % 8]), range(24)))
-    assert len({json.dumps(found["record"]) for found in alone}) == 8
+    assert len({json.dumps(found) for found in alone}) == 8
     for i, found in enumerate(together):
         assert found == alone[i % 8]
 
@@ -235,19 +367,54 @@ def test_users_at_the_same_time_get_their_own_answers(server):
 def test_two_hundred_bad_files_in_a_row_and_the_page_still_answers(server):
     random, good = np.random.default_rng(0), jpeg(picture(0, 64))
     broken = [b"", b"GIF89a", b"\xff\xd8\xff", good[:40], b"<svg onload=alert(1)>", b"%PDF-1.7", good[100:]]
+    paths = ("/examine", "/verdict", "/map", "/under", "/maps")
     for i in range(200):
         data = broken[i] if i < len(broken) else random.bytes(int(random.integers(1, 4000)))
-        status, body, _ = ask(server, "POST", "/examine" if i % 2 else "/verdict", data)
+        status, body, _ = ask(server, "POST", paths[i % len(paths)], data)
         assert status == 400, (data[:20], body)
         assert "\n" not in json.loads(body)["error"]
         assert "object at 0x" not in json.loads(body)["error"]
-    assert examined(server, good)["record"]["verdict"]["width"] == 64
+    assert examined(server, good)["verdict"]["width"] == 64
+
+
+def test_a_verdict_does_not_wait_for_the_map_of_another_and_that_of_a_client_gone_stops(server):
+    """64 tiles by SHAP take this network seconds; 16 such maps, hung up, leave every place free."""
+    large, small = jpeg(picture(0, 512), subsampling=0), jpeg(picture(1))
+    start = time.monotonic()
+    found_by(server, "/map?method=shap", large)
+    whole = time.monotonic() - start
+    waiting = [http.client.HTTPConnection(server.host, timeout=60) for _ in range(WAITING)]
+    for each in waiting:
+        each.request("POST", "/map?method=shap", large)
+    time.sleep(whole / 4)  # the first are in work
+    start = time.monotonic()
+    found_by(server, "/examine", small)
+    assert time.monotonic() - start < whole / 2
+    for each in waiting:
+        each.close()
+    time.sleep(whole / 4)
+    start = time.monotonic()
+    found_by(server, "/map?method=grad-cam", small)
+    assert time.monotonic() - start < whole
+
+
+@pytest.mark.parametrize("path", ["/", "/tell.js", "/tell.css", "/theme.css"])
+def test_head_is_get_without_the_body(server, path):
+    (status, body, headers), (_, whole, _) = (ask(server, method, path) for method in ("HEAD", "GET"))
+    assert (status, body) == (200, b"")
+    assert int(headers["content-length"]) == len(whole) > 0
+    assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_head_shows_nothing_that_get_does_not(server):
+    hidden = ("/examine", "/docs", "/config", "/tell.py")
+    assert [ask(server, "HEAD", path)[0] for path in hidden] == [404] * 4
 
 
 def test_wrong_requests_get_one_line(server):
-    wrong = {"/examine?method=magic": [jpeg(picture(0))], "/quiz?n=99": [None], "/quiz?n=-1": [None],
+    wrong = {"/map?method=magic": [jpeg(picture(0))], "/quiz?n=99": [None], "/quiz?n=-1": [None],
              "/answers": [b"no json", b'[{"label": 7}]', b"[]", b"[1]"],
-             "/examine": [bytes(app.MAX_BYTES + 1)]}
+             "/examine": [bytes(MAX_BYTES + 1)], "/map": [bytes(MAX_BYTES + 1)]}
     for path, body in ((path, body) for path, bodies in wrong.items() for body in bodies):
         status, answer, _ = ask(server, "POST", path, body)
         assert status == 400, (path, answer)
@@ -310,12 +477,27 @@ def test_a_taken_port_and_a_missing_network_are_one_line(server, capsys):
 
 # --- the page in a browser ---------------------------------------------------------------------
 
+def chromium() -> str:
+    """The path of the system's Chromium. Without one tests are skipped; with TELL_NEED_BROWSER they fail."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path:
+        return path
+    stop = pytest.fail if os.environ.get("TELL_NEED_BROWSER") else pytest.skip
+    return stop("no Chromium on this machine; on Debian: apt install chromium")
+
+
+@pytest.mark.parametrize(("needed", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_browser_fails_where_it_is_needed(monkeypatch, tmp_path, needed, outcome):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TELL_NEED_BROWSER", needed)
+    with pytest.raises(outcome, match="no Chromium"):
+        chromium()
+
+
 @pytest.fixture
 def browser():
     """Chromium of the system, driven headless."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not path:
-        pytest.skip("no Chromium on this machine; on Debian: apt install chromium")
+    path = chromium()
     from playwright.sync_api import sync_playwright
     with sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -354,17 +536,23 @@ def test_one_picture_in_the_browser(browser, server, tmp_path, width):
     path.write_bytes(encoded(Image.fromarray(picture(7, 96)), "PNG"))
     tab.set_input_files("#tell-file", path)
     tab.wait_for_selector("[data-verdict]")
-    expected = examined(server, path.read_bytes())["record"]["verdict"]
+    expected = examined(server, path.read_bytes())["verdict"]
     assert tab.get_attribute("h2[data-verdict]", "data-verdict") == expected["verdict"]
-    tab.wait_for_function("document.querySelector('.tell-map').naturalWidth > 0")
+    tab.wait_for_function("document.querySelector('.tell-map')?.naturalWidth > 0")
     tab.fill(".tell-slider input", "10")
     assert tab.evaluate("getComputedStyle(document.querySelector('.tell-map')).opacity") == "0.1"
     before = tab.get_attribute(".tell-map", "src")
-    tab.get_by_label("lime").check()
+    tab.get_by_label("LIME", exact=True).check()
     tab.wait_for_function("before => document.querySelector('.tell-map').src !== before", arg=before)
+    assert "LIME" in tab.inner_text("#tell-said")
+    assert tab.evaluate("getComputedStyle(document.querySelector('.tell-map')).opacity") == "0.1"
+    tab.wait_for_selector("#tell-under table")
     record = json.loads(saved(tab, "Save the numbers").read_text())
     assert record["verdict"] == expected
     assert record["map"]["method"] == "lime"
+    assert len(record["changed"]) == 12
+    with zipfile.ZipFile(saved(tab, "Save all maps")) as archive:
+        assert len(archive.namelist()) == len(explain.METHODS)
     assert Image.open(saved(tab, "Save the map")).size == (96, 96)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     path.write_text("no picture")
@@ -373,6 +561,25 @@ def test_one_picture_in_the_browser(browser, server, tmp_path, width):
     assert "not a readable picture" in tab.inner_text("[role=alert]")
     tab.click(".tell-example >> nth=2")
     tab.wait_for_selector("[data-verdict]")
+    assert_local(opened, server)
+
+
+def test_the_verdict_is_there_before_map_and_table_and_another_picture_ends_them(browser, server, tmp_path):
+    opened = open_page(browser, server, 390)
+    tab, held, failed = opened.tab, [], []
+    tab.on("requestfailed", lambda request: failed.append(request.url.split("/")[-1].split("?")[0]))
+    tab.route(re.compile("/map|/under"), lambda route: held.append(route))  # they never answer
+    tab.click(".tell-example >> nth=1")
+    tab.wait_for_selector("[data-verdict]")
+    assert tab.query_selector(".tell-map") is None
+    said = tab.evaluate("getComputedStyle(document.querySelector('#tell-said'), '::before').content")
+    assert "drawing the map" in said
+    assert len(held) == 2
+    tab.click(".tell-example >> nth=2")
+    tab.wait_for_function("document.querySelectorAll('[data-verdict]').length == 1")
+    while len(held) < 4:
+        tab.wait_for_timeout(50)
+    assert sorted(failed) == ["map", "under"]
     assert_local(opened, server)
 
 
@@ -387,7 +594,7 @@ def test_a_batch_in_the_browser_names_what_it_cannot_read(browser, server, tmp_p
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["a.jpg", "'=b,\".jpg", "c.jpg"]
     assert "not a readable picture" in rows[1]["error"]
-    expected = examined(server, files[2].read_bytes())["record"]["verdict"]
+    expected = examined(server, files[2].read_bytes())["verdict"]
     assert float(rows[2]["probability"]) == expected["probability"]
     assert "1 unreadable" in tab.inner_text("#tell-batch [role=status]")
     assert_local(opened, server)

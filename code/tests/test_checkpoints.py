@@ -83,9 +83,10 @@ def bad_files(tmp_path):
     save("whole")
     whole = checkpoints.path_of("whole").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[:len(whole) // 2])
-    return {"payload": "not a checkpoint that can be loaded safely", "pickle": "loaded safely",
-            "text": "loaded safely", "empty": "loaded safely", "lfs": "git lfs pull", "list": "holds a list",
-            "other": "not a checkpoint of Tell", "zip": "loaded safely", "cut": "loaded safely",
+    no_file = "not a checkpoint that can be loaded safely: damaged, cut short, or not written by torch"
+    return {"payload": "not a checkpoint that can be loaded safely: it holds code, not only numbers$",
+            "pickle": no_file, "text": no_file, "empty": no_file, "lfs": "git lfs pull",
+            "list": "holds a list", "other": "not a checkpoint of Tell", "zip": no_file, "cut": no_file,
             "missing": "no such checkpoint"}
 
 
@@ -95,6 +96,74 @@ def test_what_is_no_checkpoint_is_refused_and_runs_nothing(tmp_path):
             checkpoints.load(str(tmp_path / f"{name}.pth"))
         assert "\n" not in str(caught.value), name
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_raw_pickle_is_refused_without_a_warning_of_torchs(tmp_path, recwarn):
+    bad_files(tmp_path)
+    with pytest.raises(TellError, match="pickle.pth: not a checkpoint"):
+        checkpoints.load(str(tmp_path / "pickle.pth"))
+    assert not recwarn.list
+
+
+def weights_with(key, value):
+    return build("CIFAKE_CNN").state_dict() | {key: value}
+
+
+HALF = [0.5] * 3
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"architecture": ["CIFAKE_CNN"]}, r"its architecture is \['CIFAKE_CNN'\], not a name"),
+    ({"arguments": 3}, "its arguments is 3, not a dictionary"),
+    ({"arguments": {"attn": torch.zeros(2)}}, "its weights do not fit CIFAKE_CNN"),
+    ({"threshold": "x"}, "its threshold is 'x', not a number from 0 to 1"),
+    ({"threshold": float("nan")}, "its threshold is nan"), ({"threshold": True}, "its threshold is True"),
+    ({"threshold": 1.5}, "its threshold is 1.5"), ({"threshold": torch.zeros(2)}, "its threshold is tensor"),
+    ({"threshold_source": 1}, "its threshold_source is 1, not text"), ({"data": None}, "its data is None"),
+    ({"normalisation": {"mean": 1}}, "its normalisation is {'mean': 1}, not mean and std, three numbers"),
+    ({"normalisation": {"mean": HALF, "std": HALF[:2]}}, "its normalisation"),
+    ({"normalisation": {"mean": HALF, "std": [0.5, 0.5, 0]}}, "its normalisation"),
+    ({"normalisation": {"mean": ["a", 0, 0], "std": HALF}}, "its normalisation"),
+    ({"calibration": "good"}, "its calibration is 'good', not a dictionary"),
+    ({"recipe": [1]}, "its recipe is"), ({"pictures": {"val": 1}}, "its pictures is {'val': 1}"),
+    ({"heads": 7}, "its heads is 7"), ({"heads": {"fake": torch.zeros(2)}}, "its heads is"),
+    ({"heads": {"fake": 7}}, "its heads are {'fake': 7}, those of its network {'fake': 1}"),
+    ({"weights": 7}, "do not fit CIFAKE_CNN"), ({"weights": weights_with("fc3.bias", "x")}, "do not fit"),
+    ({"weights": weights_with(3, torch.zeros(1))}, "do not fit"),
+    ({"weights": weights_with("fc3.bias", torch.tensor([np.nan]))}, "1 of its weights are not finite.*fc3"),
+    ({"weights": weights_with("conv1.bias", torch.full((6,), np.inf))}, "not finite, the first: conv1.bias")])
+def test_malformed_checkpoints_are_one_clear_line(changes, words):
+    save("odd", **changes)
+    with pytest.raises(TellError, match=words) as caught:
+        checkpoints.load("odd")
+    assert "\n" not in str(caught.value)
+    assert "odd.pth: " in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("fc3.weight", "x", "its 'fc3.weight' is a str, no tensor"), ("fc3.bias", [1.0], "is a list, no tensor"),
+    (7, torch.zeros(1), "its 7 is"), ("attend.bn.num_batches_tracked", "x", "is a str, no tensor"),
+    ("attend.bn.num_batches_tracked", torch.ones(2), "do not fit"),
+    ("fc3.weight", torch.full((1, 84), np.nan), "not finite, the first: fc3.weight")])
+def test_malformed_files_of_the_course_project_are_one_clear_line(key, value, words, tmp_path):
+    torch.save(weights_with(key, value), tmp_path / "course.pth")
+    with pytest.raises(TellError, match=words) as caught:
+        checkpoints.load(str(tmp_path / "course.pth"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_smoke_run_says_so_where_its_data_is_named():
+    assert checkpoints.trained_on({"data": "cifake", "smoke": False}) == "cifake"
+    assert checkpoints.trained_on({"data": "not recorded"}) == "not recorded"
+    save("smoke", smoke=True, pictures={"train": 640, "val": 640})
+    facts = checkpoints.load("smoke")[1]
+    assert checkpoints.trained_on(facts) == "tiny (smoke run: 640 pictures)"
+    assert facts["data"] == "tiny"
+
+
+@pytest.mark.parametrize("path", sorted((CODE.parent / "models").glob("*.pth")), ids=lambda path: path.stem)
+def test_every_committed_checkpoint_loads(path):
+    assert checkpoints.trained_on(checkpoints.load(str(path))[1])
 
 
 def test_weights_of_another_network_are_refused():

@@ -22,7 +22,7 @@ import lossless
 import scoring
 import transfer
 from classes import build
-from files import TellError, folder, read_csv
+from files import TellError, folder, read_csv, write_csv
 
 N = {"train": 200, "test": 100}
 
@@ -124,7 +124,6 @@ def with_train(**changed) -> bytes:
     (with_train(data=np.zeros((200, 3072), np.int64)), "b'data'"),
     (with_train(data=np.zeros((200, 3071), np.uint8)), "b'data'"),
     (with_train(data=np.zeros((0, 3072), np.uint8)), "b'data'"),
-    (with_train(data=np.asfortranarray(np.zeros((200, 3072), np.uint8))), "b'data'"),
     (with_train(data=b"x" * 200 * 3072), "b'data'"),
     (with_train(fine_labels=[0] * 199), "fine_labels"),
     (with_train(fine_labels=["0"] * 200), "fine_labels"),
@@ -136,6 +135,26 @@ def test_wrong_contents_are_one_clear_line(tmp_path, train, reason):
     with pytest.raises(TellError) as refused:
         cifar100.read_cifar100(made(tmp_path, train=train))
     assert [word for word in (reason, ": train: ", "fetch cifar100") if word not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pixels_in_either_order_are_the_same_pixels(tmp_path, order):
+    kept = {name: contents()[name][b"data"] for name in N}
+    files = {name: python2(contents()[name] | {b"data": data.copy(order)}) for name, data in kept.items()}
+    fortran = cifar100.unpickled(files["train"], "a file")[b"data"].state[3]
+    assert fortran == (order == "F")
+    data = cifar100.read_cifar100(made(tmp_path, **files))
+    assert np.array_equal(data.pixels.reshape(-1, 3072), np.concatenate([kept["train"], kept["test"]]))
+    assert data.pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("flag", [2, -1, None, b"\x01", 0.5])
+def test_an_order_that_numpy_does_not_write_is_refused(flag):
+    dtype = cifar100.Recorded(b"u1", 0, 1)
+    array = cifar100.Recorded()
+    array.state = (1, (2, 3072), dtype, flag, b"x" * 6144)
+    with pytest.raises(TellError, match="b'data' is not"):
+        cifar100.pixels_of({b"data": array}, "a file")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -198,7 +217,7 @@ def test_the_groups_agree_with_wordnets_own_files():
 
 def make_stand_in(n: int = 60) -> None:
     wnids = (folder("library") / "imagenet_wnids.txt").read_text().split()[:n]
-    folder("data").mkdir()
+    folder("data").mkdir(exist_ok=True)
     np.savez(folder("data") / "imagenet1000_32px.npz", names=np.array([f"{wnid}_x" for wnid in wnids]),
              images=np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3)).astype(np.uint8))
 
@@ -242,6 +261,63 @@ def test_cifar100_is_counted_by_its_20_superclasses_and_100_classes():
     data = cifar100.open_photographs()
     figures = [transfer.plot_groups(rows, data, transfer.VERSIONS[0], level) for level in ("group", "class")]
     assert [len(figure.axes[0].get_yticks()) for figure in figures] == [20, 50]
+
+
+def named_as_published():
+    """Contents whose third class bears the name of CIFAR-100's that is nearest to one of CIFAKE's."""
+    names = [b"class_%02d" % i for i in range(100)]
+    names[2] = b"pickup_truck"
+    return python2(contents()["meta"] | {b"fine_label_names": names})
+
+
+def save_cifake_scores(objects: list[str]) -> None:
+    """What test.py saves: of each object a real picture called REAL and one called FAKE, and a fake one."""
+    rows = [{"path": "x", "label": label, "object": name, "logit": 0, "score": score}
+            for name in objects for label, score in ((0, 0.1), (0, 0.9), (1, 0.1))]
+    write_csv(folder("results") / "scores-base_model-cifake-test.csv", rows)
+
+
+def test_of_cifar100_the_class_nearest_to_cifakes_is_compared_and_named(capsys):
+    made(folder("data"), meta=named_as_published(),
+         test=python2(contents()["test"] | {b"fine_labels": [i % 50 for i in range(100)]}))
+    save_model()
+    rows = transfer.main([])["rows"]
+    assert transfer.seen_classes(rows) == []  # nothing scored on CIFAKE
+    save_cifake_scores(["truck", "automobile"])
+    capsys.readouterr()
+    theirs, ours = transfer.seen_classes(rows)
+    assert capsys.readouterr().out == ("No class of CIFAKE is among these photographs; "
+                                       "pickup_truck is nearest to CIFAKE's truck.\n")
+    assert (theirs["class"], theirs["photographs of"], theirs["n"]) == ("truck", "CIFAKE", 2)
+    assert theirs["called_fake"] == 1
+    row = next(row for row in rows if (row["name"], row["version"]) == ("pickup_truck", "as they are"))
+    assert (ours["class"], ours["photographs of"], ours["n"]) == ("pickup_truck", "cifar100-changed", 2)
+    assert ours["called_fake"] == row["called_fake"]
+
+
+def test_a_group_that_is_cifakes_is_compared_without_a_word(capsys):
+    make_stand_in()
+    save_model()
+    save_cifake_scores(["bird"])
+    rows = transfer.main([])["rows"]
+    capsys.readouterr()
+    assert [row["class"] for row in transfer.seen_classes(rows)] == ["bird", "bird"]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(TellError, match="no class has more than one photograph"):
+        transfer.plot_classes(rows, cifar100.open_photographs(), "base_model")
+
+
+def test_all_classes_of_one_model_stand_in_one_figure_from_least_to_most():
+    made(folder("data"), test=python2(contents()["test"] | {b"fine_labels": [i % 50 for i in range(100)]}))
+    save_model()
+    rows = transfer.main([])["rows"]
+    figure = transfer.plot_classes(rows, cifar100.open_photographs(), "base_model")
+    names = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels()]
+    drawn = np.concatenate([ax.containers[0].lines[0].get_xdata() for ax in figure.axes])
+    rates = {row["name"].replace("_", " "): row["false_alarm"] for row in rows
+             if (row["level"], row["version"]) == ("class", "as they are")}
+    assert len(names) == 50
+    assert drawn.tolist() == [rates[name] for name in names] == sorted(rates.values())
 
 
 def test_equal_rates_p_agrees_with_chi_squared_and_knows_single_pictures():

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from conftest import CODE, assert_one_line, encoded, jpeg, make_tree, run_tell
+from hypothesis import given, settings
 from PIL import Image
 
 import cache
@@ -421,7 +424,8 @@ def test_a_cifake_that_is_not_as_published_has_another_name(tmp_path, monkeypatc
 
 def test_import_refuses_another_set(small_cifake, tmp_path):
     other = make_tree(tmp_path / "other", seed=5)
-    with pytest.raises(TellError, match="not CIFAKE as published, 100 differences"):
+    with pytest.raises(TellError, match=f"not CIFAKE as published, 100 differences, the first: .*; "
+                                        f"`python code/datasets.py verify {other}` names all"):
         datasets.main(["import", str(other)])
     assert datasets.find_cifake() is None
     assert not list(folder("data").glob(".partial*"))
@@ -482,3 +486,76 @@ def test_the_name_in_results_is_that_of_the_pictures(tmp_path):
     assert datasets.name_in_results("auto") == "sample"
     make_tree(folder("data") / "cifake")
     assert datasets.name_in_results("cifake") == datasets.name_in_results("auto") == "cifake-changed"
+
+
+def test_a_mistyped_data_root_is_not_replaced_by_the_sample(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "sample_archive", lambda: pytest.fail("took the sample"))
+    monkeypatch.setenv("TELL_DATA", str(tmp_path / "typo"))
+    for asked in (lambda: datasets.load("auto"), lambda: datasets.load("cifake"),
+                  lambda: datasets.main(["list"]), lambda: datasets.main(["verify"])):
+        with pytest.raises(TellError, match="typo: no such folder, though TELL_DATA names it"):
+            asked()
+    assert len(datasets.load(str(tree))) == 100  # what is given by its path needs no root
+    assert not (tmp_path / "typo").exists()
+    assert_one_line(run_tell("train.py", "--smoke"), "typo: no such folder")
+
+
+def test_import_makes_the_data_root(small_cifake, tmp_path, monkeypatch):
+    monkeypatch.setenv("TELL_DATA", str(tmp_path / "new"))
+    datasets.main(["import", str(small_cifake)])
+    assert datasets.find_cifake() == tmp_path / "new/CIFAKE"
+
+
+def test_an_empty_name_is_not_the_current_folder(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    for natural in (False, True):
+        with pytest.raises(TellError, match="an empty name is no path; is a variable of the shell unset"):
+            datasets.load("", natural)
+    assert len(datasets.load(".")) == 100
+
+
+def test_the_sample_says_what_it_is_for_and_where_cifake_was_looked_for(capsys, monkeypatch):
+    with tarfile.open(folder("data") / "made.tar", "w") as made:
+        made.add(make_tree(folder("data") / "pictures"), "x")
+    monkeypatch.setattr(datasets.sample, "make_sample",
+                        lambda path: shutil.copy(folder("data") / "made.tar", path))
+    data = datasets.load("sample")
+    assert capsys.readouterr().out.startswith("making the built-in sample, once")
+    datasets.banner(data)
+    said = capsys.readouterr().out
+    assert "BUILT-IN SAMPLE: for smoke runs, not for conclusions. For real results," in said
+    assert f"(CIFAKE is looked for under {folder('data')})" in said
+    datasets.main(["list"])
+    said = capsys.readouterr().out
+    assert "BUILT-IN SAMPLE: for smoke runs, not for conclusions" in said
+    assert "making" not in said
+
+
+MUTATION = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255), st.floats(0, 1))
+GOOD = [encoded(Image.fromarray(np.random.default_rng(9).integers(0, 256, (9, 7, 3)).astype(np.uint8)), kind)
+        for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")]
+
+
+def mutated(data: bytes, change: tuple[float, int, float]) -> bytes:
+    """One byte replaced, and the end cut off."""
+    at, value, kept = int(change[0] * len(data)), change[1], change[2]
+    return (data[:at] + bytes([value]) + data[at + 1:])[:round(kept * len(data))]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(GOOD), MUTATION), min_size=1, max_size=30))
+def test_whatever_the_files_hold_the_good_and_the_unreadable_are_all_of_them(files):
+    with tempfile.TemporaryDirectory() as place:
+        where = Path(place) / "set/real"
+        where.mkdir(parents=True)
+        (where / "whole.png").write_bytes(GOOD[1])
+        for i, (data, change) in enumerate(files):
+            (where / f"{i}.jpg").write_bytes(mutated(data, change))
+        data = datasets.load(str(where.parent))
+        names = [*data.paths.tolist(), *(path for path, _ in data.unreadable)]
+        assert sorted(names) == sorted(f"test/REAL/{path.name}" for path in where.iterdir())
+        assert all(reason for _, reason in data.unreadable)
+        assert data.pixels[data.rows].shape == (len(data), 3, 32, 32)
+        for row, path in zip(data.rows, data.paths, strict=True):  # none took another's place
+            expected = cache.decode_file(path, str(where / Path(path).name))[2]
+            assert (data.pixels[row] == expected.transpose(2, 0, 1)).all()

@@ -31,7 +31,7 @@ def test_sixteen_bit_grey_keeps_its_brightness():
     grey = (np.arange(1024, dtype=np.uint32).reshape(32, 32) * 64).astype(np.uint16)
     found, note = decode(encoded(Image.fromarray(grey), "PNG"))
     np.testing.assert_array_equal(found[..., 0], grey >> 8)
-    assert "I;16 to RGB" in note
+    assert note == "16-bit grey to RGB"
 
 
 def test_deep_grey_of_unstated_depth():
@@ -56,16 +56,18 @@ def test_palette_with_transparency():
     np.testing.assert_array_equal(plain, np.asarray(picture.convert("RGB")))
     clear, note = decode(encoded(picture, "PNG", transparency=bytes(8)))
     assert (clear == 255).all()
-    assert "to RGB" in note
+    assert note == "palette to RGB"
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "CMYK", "YCbCr", "I"])
 def test_every_mode_becomes_rgb(mode):
     kind = {"CMYK": "JPEG", "YCbCr": "JPEG", "I": "TIFF"}.get(mode, "PNG")
     picture = PICTURE.convert("L").convert(mode) if mode in ("I", "LA") else PICTURE.convert(mode)
-    found, _ = decode(encoded(picture, kind))
+    found, note = decode(encoded(picture, kind))
     assert found.shape == (32, 32, 3)
     assert found.dtype == np.uint8
+    assert note == {"L": "grey to RGB", "1": "black and white to RGB", "LA": "transparent grey to RGB",
+                    "CMYK": "CMYK to RGB", "YCbCr": "", "I": "deep grey to RGB"}[mode]
 
 
 def test_cmyk_has_the_colours_of_the_picture():

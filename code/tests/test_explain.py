@@ -1,10 +1,11 @@
 """Maps of a logit, checked against closed forms, the packages, and a network whose reasons are known."""
 import itertools
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import encoded, make_tree
+from conftest import CODE, encoded, make_tree
 from PIL import Image
 from torch import nn
 
@@ -15,6 +16,7 @@ import lime_shap
 import scoring
 from classes import CIFAKE_CNN, build, fake_logit
 from datasets import load
+from decode import decode
 from files import TellError, folder
 
 
@@ -157,6 +159,42 @@ def test_grad_cam_is_the_packages_with_its_other_sign():
         assert np.allclose(scale_cam_image(scaled), theirs, atol=1e-5)  # the package scales twice
 
 
+def test_hirescam_before_mean_and_linear_layer_is_the_packages_of_picture_minus_colour():
+    from pytorch_grad_cam import HiResCAM
+    network, pictures = compact(mirror=False), some()
+    last, theirs = network.stages[4], []  # after it one gradient everywhere, whatever the picture
+    views = [lime_shap.normalised(network, each) for each in (pictures, lime_shap.mean_colour(pictures))]
+    for x in views:
+        cam = HiResCAM(explain.OneView(network), [last])
+        theirs.append(cam.get_cam_image(x, last, None, *explain.at_layer(cam, x), False))
+        cam.activations_and_grads.release()
+    assert np.allclose(explain.path_cam(network, last, *views), theirs[0] - theirs[1], atol=1e-5)
+
+
+def examples() -> np.ndarray:
+    """The 48 pictures of CIFAKE that the page shows: uint8 (48, 3, 32, 32)."""
+    with zipfile.ZipFile(CODE.parent / "library" / "page" / "examples.zip") as archive:
+        files = [archive.read(name) for name in archive.namelist() if name.endswith(".jpg")]
+    return np.stack([decode(file)[0] for file in files]).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["compact", "base_model"])
+def test_hirescam_of_committed_networks_adds_up_to_the_logit(name):
+    network, _ = checkpoints.load(str(CODE.parent / "models" / f"{name}.pth"))
+    logits, start = (lime_shap.score_all(network, lime_shap.normalised(network, each))
+                     for each in (examples(), lime_shap.mean_colour(examples())))
+    maps, gap = explain.hirescam(network, examples()), logits - start
+    sums = maps.sum(axis=(1, 2))
+    assert abs(sums - gap).mean() < 0.05 * abs(gap).mean()
+    assert (np.sign(sums) == np.sign(gap)).mean() > 0.9
+    real = logits < 0
+    assert (sums[real] < 0).mean() > 0.9
+    assert (np.sign(sums) == np.sign(logits)).mean() > 0.75
+    if name == "compact":  # what it is for
+        plain = explain.grad_cam(network, examples()).sum(axis=(1, 2))
+        assert (plain[real] < 0).mean() < 0.1
+
+
 def test_the_map_of_conv2_lies_where_its_receptive_fields_are():
     network = CIFAKE_CNN().eval()
     with torch.no_grad():
@@ -175,7 +213,8 @@ def test_the_map_of_conv2_lies_where_its_receptive_fields_are():
     assert column in (20, 21)
 
 
-@pytest.mark.parametrize("method", [explain.grad_cam, explain.integrated_gradients, explain.occlusion])
+@pytest.mark.parametrize("method", [explain.grad_cam, explain.hirescam, explain.integrated_gradients,
+                                    explain.occlusion])
 def test_a_mirroring_network_has_mirrored_maps(method):
     network, pictures = compact(), some()
     maps, mirrored = method(network, pictures), pictures[..., ::-1]

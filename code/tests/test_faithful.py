@@ -51,6 +51,21 @@ def test_removal_prefers_the_true_map_to_noise_and_noise_to_its_opposite():
         assert best > middle > worst
 
 
+def test_the_sign_of_a_map_is_that_of_its_sum_beside_the_verdicts():
+    network, pictures = Linear(), some(6)
+    logits = lime_shap.score_all(network, lime_shap.normalised(network, pictures))
+    assert 0 < (logits > 0).sum() < 6
+    true = np.repeat(logits[:, None], 64, axis=1)
+    true[:, 0] *= -9  # one cell may say otherwise
+    assert faithful.signs(network, pictures, np.stack((true, -true, np.ones_like(true)))).mean(
+        axis=1).tolist() == [1, 0, (logits > 0).mean()]
+
+
+def test_a_table_written_before_a_method_or_measure_came_is_still_read():
+    rows = [{"method": "lime", "measure": "road", "mean": 1.0, "mean_low": 0.5, "mean_high": 1.5}]
+    assert faithful.wide(DataFrame(rows)).to_dict() == {"road": {"lime": "1.00 [0.50, 1.50]"}}
+
+
 def test_rank_correlation_is_spearmans():
     one, two = np.random.default_rng(0).integers(0, 9, (2, 5, 64)).astype(float)  # with ties
     wanted = [spearmanr(*pair).statistic for pair in zip(one, two, strict=True)]

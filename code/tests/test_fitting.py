@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import CODE, make_tree
+from timm.layers import BatchNormAct2d
 from torch.nn import functional as F
 
 import checkpoints
 import fitting
 from classes import build
 from datasets import load
-from devices import Device
+from devices import Device, share_batch_norm
 from fitting import Average, Recipe, finished, fit, loss_of, plateaus
 
 
@@ -132,7 +133,9 @@ def trained_by(processes, name, *flags):
                           capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     network, facts = checkpoints.load(name)
-    assert done.stdout.count("val accuracy") == facts["epochs"]  # said once, by the first process
+    said = [done.stdout.count(words) for words in ("data: ", "parameters", "kept epoch")]
+    assert said == [1, 1, 1]  # once, by the first process
+    assert done.stdout.count("val accuracy") == facts["epochs"]
     assert facts["recipe"]["processes"] == processes
     return network, facts
 
@@ -148,11 +151,52 @@ def test_two_processes_train_as_one(data):
     assert moved.abs().max() > 1e-3  # it did train
 
 
-def test_two_processes_whiten_as_one(data):
-    flags = ["--data", data.source, "--model", "Compact", "-ep", "1", "-bs", "32", "--precision", "fp32"]
+def test_two_processes_whiten_and_normalise_as_one(data):
+    """BatchNorm's statistics included; were they of each one's share, 1e-2 would not do."""
+    flags = ["--data", data.source, "--model", "Compact", "-ep", "1", "-bs", "32", "-lr", "0.05",
+             "--precision", "fp32"]
     (one, _), (two, _) = trained_by(1, "one", *flags), trained_by(2, "two", *flags)
     assert one.whitening.kernels.any()
     assert torch.equal(two.whitening.kernels, one.whitening.kernels)
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[key], value, rtol=0, atol=1e-5)
+    assert one.head.weight.abs().max() > 1e-3  # it did train
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A gloo group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0,
+                                         world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("kind", "shape"), [(torch.nn.BatchNorm2d, (6, 5, 4, 4)),
+                                             (BatchNormAct2d, (6, 5, 4, 4)), (torch.nn.BatchNorm1d, (6, 5))])
+def test_batchnorm_of_all_is_torchs_for_one(kind, shape, training, one_process):
+    torch.manual_seed(0)
+    theirs, mine = kind(5).train(training), kind(5).train(training)
+    with torch.no_grad():
+        for values in (theirs.weight, theirs.bias, theirs.running_mean):
+            values.uniform_(-1, 1)
+    mine.load_state_dict(theirs.state_dict())
+    keys = list(mine.state_dict())
+    share_batch_norm(mine)
+    found = []
+    for layer in (theirs, mine):
+        x = torch.from_numpy(np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)).requires_grad_()
+        output = layer(x)
+        output.pow(3).sum().backward()
+        found.append((output, x.grad, layer.weight.grad, layer.bias.grad))
+    for expected, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+    assert list(mine.state_dict()) == keys
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(mine.state_dict()[key], value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mine(x.bfloat16()).dtype == theirs(x.bfloat16()).dtype
 
 
 @pytest.mark.parametrize("rank", [0, 1])

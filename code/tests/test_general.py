@@ -1,6 +1,7 @@
 """The general detector: nothing of a source leaks into its own score, and what is saved can be used."""
 import csv
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def wild(tmp_path):
     return root
 
 
-def test_from_pictures_to_a_checkpoint_that_test_py_scores(wild, weights, monkeypatch, capsys):
+def test_from_pictures_to_a_checkpoint_that_test_py_scores(wild, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(general, "NETWORK", SMALL)
     monkeypatch.setattr(unseen, "DRAWS", 5)
     compare, kept = general.compare, []
@@ -90,6 +91,17 @@ def test_from_pictures_to_a_checkpoint_that_test_py_scores(wild, weights, monkey
     assert "2 scores each of 18 pictures whose source was left out" in row["threshold_source"]
     before, facts = checkpoints.load("general")
     assert facts["fitted_on"] == [row["fingerprint"]]  # so that a test can say that it is none
+    some = tmp_path / "some"  # of the same pictures, and new ones: other names, another fingerprint
+    shutil.copytree(wild / "test", some)
+    (some / "real" / "a0.png").rename(some / "real" / "renamed.png")
+    for name in ("b2", "c4"):
+        shutil.copy(some / "real" / f"{name}.png", some / "real" / f"new {name}.png")
+        with open(some / "real" / f"new {name}.png", "ab") as file:
+            file.write(b"another file")
+    capsys.readouterr()
+    part = commands.main(["-mf", "general", "--data", str(some)])["models"][0]
+    assert (part["in_training"], part["n"]) == (30, 32)
+    assert "30 of these 32 pictures were used in training: no measure" in capsys.readouterr().out
     general.main(flags)  # again, from its own network, which was kept in half precision
     after, x = checkpoints.load("general")[0], torch.randn(4, 3, 64, 64)
     assert torch.allclose(before(x), after(x), atol=0.05)

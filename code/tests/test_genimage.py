@@ -59,6 +59,21 @@ def test_generator_and_object_heads_from_tree_to_verdict(tree, capsys):
         folder("results") / "scores-gen-GenImage-test.csv")[0].keys()
 
 
+def test_resnet50_with_both_heads(tree):
+    """At the sizes that GenImage's recipe has, nine generators and 1,000 classes, on few pictures."""
+    for path in tree.glob("*/train/*/*"):
+        if int(path.stem.split("_")[-1]) % 1000 > 3 or path.parts[-4] != "ADM":
+            path.unlink()
+    train.main(["--model", "resnet50", "--from-scratch", "--size", "64", "--heads", "generator", "object",
+                "-bs", "2", "-ep", "1", "-lr", "0.01", "--data", str(tree), "-mf", "fifty"])
+    network, facts = checkpoints.load("fifty")
+    assert facts["arguments"]["name"] == "resnet50"
+    assert network.heads == {"generator": 9, "object": 1000}
+    with torch.inference_mode():
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 1009)
+    commands.main(["-mf", "fifty", "--data", str(tree)])
+
+
 def test_leaving_a_generator_out(tree, capsys):
     train.main([*NET, "--data", str(tree), "-ep", "2", "-mf", "out", "--leave-out", "glide"])
     _, facts = checkpoints.load("out")
@@ -129,6 +144,7 @@ def test_fine_tuning_goes_on_from_a_checkpoint_on_its_own_part(own, tree, capsys
     assert not torch.equal(second[0].head.weight, first[0].head.weight)
     assert second[1]["pictures"] == {"train": 48, "val": 16}
     assert second[1]["recipe"]["start"] == "first"
+    assert second[1]["recipe"]["augment"] == natural.AUGMENTED  # not the flip and shift of 32 pixels
     capsys.readouterr()
     after = commands.main(["-mf", "second", "--data", str(own)])["models"][0]
     before = commands.main(["-mf", "first", "--data", str(own), "--group", "content"])["models"][0]

@@ -15,6 +15,7 @@ from classes import build
 from datasets import load
 from files import folder, read_csv
 from natural import open_pictures
+from scoring import wilson
 
 
 def picture(seed: int, side: int = 40) -> Image.Image:
@@ -96,10 +97,11 @@ def test_quantisation_tables_alone_give_it_away():
     labels = np.arange(80) % 2 == 1
     same = np.ones(80, int)
     headers = metadata.Headers(*(np.full(80, "x") for _ in range(2)), same, same, same,
-                               np.array([tables[75 + label] for label in labels]), np.full(80, ""))
+                               np.array([tables[75 + label] for label in labels]), *[np.full(80, "")] * 2)
     found = metadata.cross_validated(labels, headers.features(), np.arange(80))
     assert metadata.numbers(labels, found)["accuracy"] == 1
-    alike = metadata.Headers(*list(vars(headers).values())[:5], np.full((80, 128), np.nan), headers.sources)
+    alike = metadata.Headers(*list(vars(headers).values())[:5], np.full((80, 128), np.nan), headers.sources,
+                             headers.generators)
     assert metadata.numbers(labels, metadata.cross_validated(labels, alike.features(), np.arange(80)))[
         "roc_auc"] == 0.5
 
@@ -147,8 +149,51 @@ def test_one_class_and_small_pictures_need_no_classifier(net, tmp_path, tree, mo
         tmp_path / "only", {f"real/{i}.png": encoded(picture(i), "PNG") for i in range(5)}))])["models"][0]
     assert row["n"] == 5
     assert "metadata_accuracy" not in row
-    test.main(["-mf", "net", "--data", str(tree)])  # all of 32 pixels: no file is opened again
+    test.main(["-mf", "net", "--data", str(tree)])  # all of 32 pixels, one format and one set of tables
     assert capsys.readouterr().out.count("metadata only      not measured") == 2
+
+
+def test_a_manifests_generators_have_a_row_each(net, tmp_path, capsys):
+    root, makers = set_of(tmp_path / "set", 6), ["StyleGAN", "unknown", "gan"]
+    lines = [f"{label}/{'ab'[i % 2]}/{i}\t{makers[i % 3] if label == 'fake' else 'camera'}"
+             for label in ("real", "fake") for i in range(6)]
+    (root / "manifest.tsv").write_text("\n".join(["path\tgenerator", *lines]) + "\n")
+    row = test.main(["-mf", "net", "--data", str(root), "-thr", "0"])["models"][0]
+    said = capsys.readouterr().out
+    found = read_csv(folder("results") / "generators-net-set-test-thr0.csv")
+    assert [(one["generator"], one["n"], one["called_fake"]) for one in found] == [
+        ("StyleGAN", "2", "1.0"), ("gan", "2", "1.0")]
+    assert float(found[0]["called_fake_low"]) == wilson(2, 2)[0]
+    assert said.index("by generator") < said.index("generators:")
+    assert row["fake_recall"] == 1
+    assert [one["source"] for one in read_csv(folder("results") / "sources-net-set-test-thr0.csv")] == [
+        "a", "b", "AVG"]
+
+
+@pytest.mark.parametrize(("kinds", "options"), [(("JPEG", "PNG"), [{}, {}]),
+                                                (("JPEG", "JPEG"), [{"quality": 75}, {"quality": 76}])])
+def test_small_pictures_whose_files_differ_are_measured(net, tmp_path, monkeypatch, capsys, kinds, options):
+    files = {f"{label}/{i}": encoded(picture(2 * i + k, 32), kinds[k], **options[k])
+             for k, label in enumerate(("real", "fake")) for i in range(12)}
+    root = write_all(tmp_path / "set", files)
+    row = test.main(["-mf", "net", "--data", str(root)])["models"][0]
+    assert row["metadata_accuracy"] == 1
+    assert "metadata only      100.00%" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "read_headers", None)  # would fail
+        again = test.main(["-mf", "net", "--data", str(root)])["models"][0]
+    assert again["metadata_roc_auc"] == 1
+
+
+def test_of_many_small_pictures_some_show_whether_files_differ(net, tree, monkeypatch):
+    monkeypatch.setattr(metadata, "LOOK", 7)
+    read, sizes = metadata.read_headers, []
+    monkeypatch.setattr(metadata, "read_headers", lambda data: sizes.append(len(data)) or read(data))
+    test.main(["-mf", "net", "--data", str(tree)])
+    assert sizes == [7]
+    monkeypatch.setattr(metadata, "CIFAKE_FINGERPRINT", load(str(tree)).fingerprint)
+    test.main(["-mf", "net", "--data", str(tree)])  # known to be alike
+    assert sizes == [7]
 
 
 def test_the_command_measures_any_set_and_test_py_repeats_it(net, tree, capsys):

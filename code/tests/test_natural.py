@@ -214,7 +214,7 @@ def test_the_checksum_of_a_compressed_tar_is_read(mixed, tmp_path):
 
 
 def test_a_set_is_found_under_the_data_root(mixed):
-    folder("data").mkdir()
+    folder("data").mkdir(exist_ok=True)
     archived(mixed, folder("data") / "wild.zip")
     assert open_pictures("wild").name == "wild"
     with pytest.raises(TellError, match="nowhere: no such file or folder"):

@@ -1,6 +1,7 @@
 """The overview of recipes: what it reads, and what it does where something is missing."""
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import overview
 from files import TellError, folder, write_csv
@@ -73,3 +74,24 @@ def test_generators_left_out_in_their_order():
     found = [(row["left out"], row["real"], row["fake"]) for row in rows]
     assert found == [("adm", 11, 11), ("glide", 11, 10)]
     assert overview.left_out("q", "another") == []
+
+
+@pytest.mark.parametrize(("key", "crosses"), [("parameters", 1), ("seconds", 0)])
+def test_names_stand_inside_and_cover_no_dot_and_no_other_name(key, crosses):
+    accuracies = {"far": (0.7, 1), "a": (0.983, 100), "b": (0.9845, 110), "c": (0.9857, 110),
+                  "d": (0.984, 120)}
+    rows = [{"model": name, "seeds": 5, "accuracy": accuracy, "sd": 0.001, key: 1000 * x}
+            for name, (accuracy, x) in accuracies.items()]
+    figure = overview.plot_overview(rows, key)
+    figure.draw_without_rendering()
+    ax, = figure.axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert len([line for line in ax.lines if line.get_marker() == "x"]) == crosses
+    names = [text for text in ax.texts if text.get_text().endswith("(5)")]
+    assert [text.get_text() for text in names] == [f"{name} (5)" for name in accuracies]
+    spots = ax.transData.transform([(row[key], 1 - row["accuracy"]) for row in rows])
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    for i, box in enumerate(boxes):
+        assert ax.bbox.count_contains(box.corners()) == 4 or ax.texts[i] not in names
+        assert not box.count_contains(spots)
+        assert not any(map(box.overlaps, boxes[:i]))

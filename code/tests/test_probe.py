@@ -149,7 +149,7 @@ def wild(root, sources=("a", "b", "c")):
     return root
 
 
-def test_each_source_is_judged_without_it(tmp_path):
+def test_each_source_is_judged_without_it(tmp_path, capsys):
     save("Backbone")
     found = probe.main(["--from", "start", "--data", str(wild(tmp_path / "set")), "--by-source"])
     assert [(row["source"], row["n_real"], row["n_fake"]) for row in found["rows"]] == [
@@ -159,6 +159,10 @@ def test_each_source_is_judged_without_it(tmp_path):
     written = read_csv(folder("results") / "probe-start-set.csv")[0]
     assert float(written["balanced_accuracy_low"]) < found["balanced_accuracy"]
     assert list(folder("results").glob("probe-start-set-by-source.csv"))
+    said = capsys.readouterr().out
+    for words in ("metadata only ", "folds by source", "balanced accuracy ", "(oracle)", "by source "):
+        assert words in said, words
+    assert "checkpoint" not in said  # there is none that a calibration could be added to
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -6,14 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CODE
+from conftest import CODE, assert_one_line, run_tell
 
 ROOT = CODE.parent
 MODULES = sorted([*CODE.glob("*.py"), *CODE.glob("tests/*.py")])
 NOTEBOOKS = sorted(CODE.glob("*.ipynb"))
 OWN = {path.stem for path in MODULES}
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image",
-            "lightning_fabric": "lightning-fabric", "pytorch_grad_cam": "grad-cam"}
+            "lightning_fabric": "lightning-fabric", "pytorch_grad_cam": "grad-cam",
+            "huggingface_hub": "huggingface-hub"}
 
 
 def tracked() -> list[str]:
@@ -91,3 +92,17 @@ def test_the_readme_names_every_make_target():
     targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text())
     readme = (ROOT / "README.md").read_text()
     assert [target for target in targets if f"make {target}" not in readme] == []
+
+
+def test_the_reference_that_times_are_measured_against_runs_and_says_how(tree, tmp_path):
+    lines = [f"{int(path.parent.name == 'FAKE')} {path}\n" for path in sorted(tree.rglob("*.jpg"))]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    paths = tmp_path / "list.txt", tmp_path / "weights.pth"
+    done = run_tell("reference.py", "train", paths[0], 1, paths[1])
+    assert json.loads(done.stdout.splitlines()[-1]).keys() == {"load", "seconds", "loss"}, done.stderr
+    done = run_tell("reference.py", "test", *paths)
+    assert json.loads(done.stdout.splitlines()[-1]).keys() == {"seconds", "accuracy", "f1"}, done.stderr
+    assert "LIST" in run_tell("reference.py", "--help").stdout
+    assert_one_line(run_tell("reference.py"), "required: action")
+    assert_one_line(run_tell("reference.py", "train", paths[0], "few", paths[1]), "'few' is not a whole")
+    assert_one_line(run_tell("reference.py", "train", tmp_path / "none", 1, paths[1]), "none: no such file")

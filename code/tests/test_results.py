@@ -16,7 +16,8 @@ RESULTS = ROOT / "paper/results"
 MODELS = {"base_model": (10, {"attn": False}), "mini_model": (1, {"attn": False}),
           "attn_model": (10, {"attn": True}), "compact": (16, {"objects": 10}), "wide": (16, {"objects": 10}),
           "wide28": (12, {"objects": 10}),
-          "fast": (5, {"objects": 10}), "robust": (5, {"objects": 10}), "dual": (12, {"objects": 10}),
+          "fast": (5, {"objects": 10}), "robust": (5, {"objects": 10}), "sturdy": (10, {"objects": 10}),
+          "dual": (12, {"objects": 10}),
           "effnet": (2, {"name": "efficientnet_b0", "size": 32, "heads": {"fake": 1}})}
 
 

@@ -10,6 +10,7 @@ from sklearn import metrics
 from torch import nn
 
 import checkpoints
+import overlays
 import scoring
 import test as scoring_test
 import tiles
@@ -150,26 +151,52 @@ def test_numbers_equal_scikit_learns_and_a_way_does_not_differ_from_itself():
 
 def test_a_map_lies_where_its_tile_lies_and_has_its_sides_colour():
     picture = np.full((128, 128, 3), 128, np.uint8)
-    drawn, boxes = tiles.sketch(picture, np.array([[0, 32, 32, 32], [96, 96, 32, 32]]))
+    drawn, boxes = overlays.sketch(picture, np.array([[0, 32, 32, 32], [96, 96, 32, 32]]))
     assert drawn.shape == (512, 512, 3)
     maps = np.stack((np.ones((32, 32)), -np.ones((32, 32)))).astype(np.float32)
-    heat = np.asarray(tiles.overlay(drawn, boxes, maps))
+    heat = np.asarray(overlays.overlay(drawn, boxes, maps))
     towards_fake, towards_real, unseen = heat[64, 192].astype(int), heat[450, 450].astype(int), heat[300, 100]
     assert towards_fake[0] > towards_fake[2] + 50
     assert towards_real[2] > towards_real[0] + 50
     assert len(set(unseen.tolist())) == 1
     assert unseen[0] > 200
-    large, _ = tiles.sketch(noise(300, 2000), np.array([[0, 0, 300, 2000]]))
+    large, _ = overlays.sketch(noise(300, 2000), np.array([[0, 0, 300, 2000]]))
     assert large.shape == (77, 512, 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 300), (2000, 3000), (32, 9000)])
+def test_a_tile_is_a_cell_that_can_be_seen_in_the_colour_of_its_logit(height, width):
+    top, left = height - 32, width // 2
+    drawn, boxes = overlays.sketch(np.full((height, width, 3), 90, np.uint8),
+                                np.array([[0, 0, 32, 32], [top, left, 32, 32]]), overlays.SHEET)
+    sheet = np.asarray(overlays.sheet(drawn, boxes, np.array([4.0, -4.0]))).astype(int)
+    fake, real = (sheet == overlays.FAKE_COLOUR).all(axis=2), (sheet == overlays.REAL_COLOUR).all(axis=2)
+    side = min(overlays.CELL_MIN, len(sheet))
+    for outline in (fake, real):
+        rows, columns = np.nonzero(outline)
+        assert min(np.ptp(rows) + 1, np.ptp(columns) + 1) >= side
+    assert fake[0, 0]
+    middle = sheet[rows.min() + side // 2, columns.min() + side // 2]  # of the second
+    assert middle[2] > middle[0] + 50
+    assert len(set(sheet[0, -1])) == 1  # unseen: pale grey
+    assert sheet[0, -1, 0] >= 200
+
+
+def test_a_surer_tile_has_a_fuller_colour():
+    drawn, boxes = overlays.sketch(noise(32, 96), np.array([[0, 0, 32, 32], [0, 64, 32, 32]]), overlays.SHEET)
+    sheet = np.asarray(overlays.sheet(drawn, boxes, np.array([0.2, 5.0]))).astype(int)
+    unsure, sure = (np.ptp(sheet[9:-9, columns], axis=2).mean() for columns in (
+        slice(9, 300), slice(-300, -9)))
+    assert sure > 3 * unsure
 
 
 def test_maps_of_several_tiles_are_means_of_cells_and_one_view_keeps_its_pixels():
     maps = np.random.default_rng(0).normal(size=(3, 32, 32))
-    found = tiles.legible(maps)
+    found = overlays.legible(maps)
     assert found.shape == (3, 4, 4)
     assert found[1, 0, 3] == pytest.approx(maps[1, :8, 24:].mean())
-    assert (tiles.legible(maps[:1]) == maps[:1]).all()
-    assert tiles.legible(np.ones((2, 50, 50))).shape == (2, 6, 6)
+    assert (overlays.legible(maps[:1]) == maps[:1]).all()
+    assert overlays.legible(np.ones((2, 50, 50))).shape == (2, 6, 6)
 
 
 def test_test_py_compares_squashing_with_tiles_where_sizes_differ(tmp_path, capsys):

@@ -1,7 +1,9 @@
 """train.py: what it keeps, that it learns, and that an interruption changes nothing."""
+import io
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from conftest import CODE, assert_one_line, make_tree, run_tell
 
 import checkpoints
+import detectors
 import fitting
 import train
 from classes import build
@@ -120,7 +123,8 @@ def interrupted(easy, name="part"):
     with pytest.MonkeyPatch.context() as patch:
         def stop(path, content):
             whole(path, content)
-            raise KeyboardInterrupt
+            if content["state"]["epoch"]:
+                raise KeyboardInterrupt
         patch.setattr(checkpoints, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(["-ep", "3", "-mf", name, "--data", str(easy)])
@@ -149,12 +153,13 @@ def test_resume_refuses_other_threads(easy):
         torch.set_num_threads(threads)
 
 
-def test_a_run_that_starts_anew_drops_the_unfinished_one(easy, monkeypatch):
+def test_a_run_that_starts_anew_takes_the_place_of_the_unfinished_one(easy, monkeypatch):
     interrupted(easy)
     monkeypatch.setattr(fitting, "train_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        train.main(["-ep", "3", "-mf", "part", "--data", str(easy)])
-    assert not train.unfinished_run("part").exists()
+        train.main(["-ep", "3", "-mf", "part", "--data", str(easy), "-lr", "0.02"])
+    content = checkpoints.read(train.unfinished_run("part"))
+    assert (content["recipe"]["lr"], content["state"]["epoch"]) == (0.02, 0)
 
 
 def test_a_damaged_resume_file_is_one_clear_line(easy):
@@ -219,6 +224,42 @@ def test_one_seed_goes_on_when_the_shell_it_was_started_from_ends(easy, monkeypa
     parents = iter([4242, *[1] * 1000])
     monkeypatch.setattr(train.os, "getppid", lambda: next(parents))
     assert len(train.main(["-ep", "2", "--data", str(easy), "--seeds", "1"])["runs"]) == 1
+
+
+@pytest.mark.parametrize("setting", ["HF_ENDPOINT=http://127.0.0.1:9", "HF_ENDPOINT=http://no.host.invalid",
+                                     "HF_HUB_OFFLINE=1"])
+def test_weights_of_a_hub_out_of_reach_are_one_line_at_once(easy, setting):
+    settings = dict([setting.split("=", 1)]) | {"HF_HOME": str(easy / "no_hub")}
+    done = run_tell("train.py", "--model", "resnet18", "--size", "32", "--smoke", "--data", easy, **settings)
+    # One line: each of the retries, which took 56 s, would have said two.
+    assert_one_line(done, "resnet18: no pretrained weights from hub", "--weights FILE", "--from-scratch")
+
+
+def test_a_wrong_set_is_noticed_before_weights_are_fetched(monkeypatch, tmp_path):
+    monkeypatch.setattr(detectors, "no_retries_offline", lambda: pytest.fail("asked for weights"))
+    with pytest.raises(TellError, match="nowhere: no such file or folder"):
+        train.main(["--model", "resnet18", "--size", "32", "--data", str(tmp_path / "nowhere")])
+    with pytest.raises(TellError, match="--weights none.pth: no such file"):
+        train.main(["--model", "resnet18", "--weights", "none.pth", "--data", str(tmp_path / "nowhere")])
+
+
+def test_several_seeds_are_refused_under_torchrun(monkeypatch):
+    monkeypatch.setattr(train, "run_seeds", lambda *_: pytest.fail("would wait for ever"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TellError, match="--seeds under torchrun: .*give --seeds to plain python"):
+        train.main(["--seeds", "2"])
+
+
+@pytest.mark.parametrize(("flags", "precision"), [
+    (["--model", "resnet18", "--from-scratch", "--size", "32"], "fp32"),
+    (["--model", "resnet18", "--from-scratch", "--size", "32", "--precision", "bf16"], "bf16"),
+    (["--model", "Compact"], "bf16")])
+def test_the_strong_recipe_is_in_float32_for_networks_of_timm_on_a_cpu(easy, flags, precision, monkeypatch):
+    reached = {"epoch": 1, "val_accuracy": 1, "val_accuracy_at_threshold": 1, "threshold": 0.5}
+    recipes = []
+    monkeypatch.setattr(train, "run", lambda args, *_: recipes.append(train.recipe_of(args)) or reached)
+    train.main([*flags, "--device", "cpu", "--data", str(easy)])
+    assert recipes == [replace(train.RECIPES["strong"], precision=precision)]
 
 
 def test_bfloat16_learns_too(easy):
@@ -304,13 +345,107 @@ def test_wrong_flags_are_refused(flags, words, capsys):
 def test_wrong_use_is_refused_by_the_command(easy, tmp_path):
     assert_one_line(run_tell("train.py", "--data", tmp_path / "none"), "none", "no such file or folder")
     assert_one_line(run_tell("train.py", "--resume", "--data", easy), "--resume needs -mf NAME")
-    assert_one_line(run_tell("train.py", "--resume", "-mf", "no", "--data", easy), "no run to resume")
     assert_one_line(run_tell("train.py", "--data", easy, "-bs", "99999"), "batch size 99999 is larger")
     assert_one_line(run_tell("train.py", "--data", easy, "-mf", "x", "--smoke", TELL_MODELS="/proc/no"),
-                    "x.resume: not written")
+                    "/proc/no: cannot be written", "set TELL_MODELS to a folder that can be")
 
 
 def test_one_value_for_batchnorm_is_one_line(easy):
     flags = ["--model", "efficientnet_b0", "--from-scratch", "--size", "32", "--precision", "fp32"]
     with pytest.raises(TellError, match="-bs 1: .*more than 1 value per channel.*; take a larger one"):
         train.main([*flags, "-bs", "1", "-ep", "1", "--data", str(easy), "--smoke"])
+
+
+KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(CODE)!r})
+import fitting, train
+whole, steps = fitting.Run.step, []
+def step(*arguments):
+    steps.append(whole(*arguments))
+    if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return steps[-1]
+fitting.Run.step = step
+train.main(sys.argv[1:])"""
+
+
+@pytest.mark.parametrize("older", [None, ["-lr", "0.02"], []], ids=["none", "other flags", "same flags"])
+def test_killed_in_the_first_epoch_and_resumed_gives_the_same_bits(easy, older, capsys):
+    flags = ["-ep", "2", "--data", str(easy), "-mf"]
+    train.main([*flags, "whole"])
+    if older is not None:
+        train.main([*flags, "killed", *older])
+    before = checkpoints.path_of("killed").read_bytes() if older is not None else None
+    done = subprocess.run([sys.executable, "-c", KILLED, *flags, "killed"], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert train.unfinished_run("killed").exists()
+    assert before is None or checkpoints.path_of("killed").read_bytes() == before
+    capsys.readouterr()
+    train.main([*flags, "killed", "--resume"])
+    said = capsys.readouterr().out
+    assert "killed: no epoch is finished yet; starting with the first" in said
+    assert said.count("train loss") == 2
+    assert "finished already" not in said
+    whole, killed = (checkpoints.load(name)[0].state_dict() for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed[key]) for key, value in whole.items())
+    assert not train.unfinished_run("killed").exists()
+
+
+def test_resume_starts_a_run_that_was_killed_before_it_wrote_anything(easy, capsys):
+    flags = ["-ep", "1", "--data", str(easy), "-mf", "one", "--resume"]
+    train.main(flags)
+    assert "one: no epoch is finished yet; starting with the first" in capsys.readouterr().out
+    other = ["-lr", "0.02", "-bs", "64", "--momentum", "0.5", "--seed", "3", "--precision", "bf16"]
+    train.main([*flags, *other])
+    said = capsys.readouterr().out
+    assert ("one.pth is of another run, with another bs (32, not 64), lr (0.001, not 0.02), "
+            "momentum (0.9, not 0.5) and 2 more; it stays until") in said
+    assert checkpoints.load("one")[1]["recipe"]["lr"] == 0.02
+    train.main(flags[:-1])
+    capsys.readouterr()
+    train.main(flags)
+    assert "one.pth is finished already" in capsys.readouterr().out
+
+
+def test_differences_are_named_in_a_short_line(easy, tmp_path):
+    interrupted(easy)
+    other = make_tree(tmp_path / "other", seed=9)
+    resume = ["-ep", "3", "-mf", "part", "--data", str(other), "--resume"]
+    with pytest.raises(TellError, match=r"another data \(\w{12}\.\.\., not \w{12}\.\.\.\); give the same"):
+        train.main(resume)
+    with pytest.raises(TellError, match=r"arguments .*, bs .*, lr \(0.001, not 0.1\) and 1 more; give the"):
+        train.main([*resume, "--attn", "-bs", "16", "-lr", "0.1"])
+
+
+def test_a_checkpoint_under_the_name_of_an_unfinished_run_is_refused(easy):
+    train.main(["-ep", "1", "-mf", "part", "--data", str(easy)])
+    checkpoints.path_of("part").rename(train.unfinished_run("part"))
+    with pytest.raises(TellError, match="part.resume: not an unfinished run"):
+        train.main(["-ep", "1", "-mf", "part", "--data", str(easy), "--resume"])
+
+
+@pytest.mark.parametrize("name", ["MODELS", "RESULTS"])
+def test_a_folder_that_cannot_be_written_is_found_before_training(easy, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").write_text("in the way")
+    for place in ("/proc/no", str(tmp_path / "file/below")):
+        monkeypatch.setenv(f"TELL_{name}", place)
+        with pytest.raises(TellError, match=f"{place}: cannot be written .*set TELL_{name} to a folder"):
+            train.main(["-ep", "1", "-mf", "x", "--data", str(easy)])
+    assert not folder("results" if name == "MODELS" else "models").exists()
+
+
+def test_the_loss_is_shown_within_the_samples_150_batches(easy, monkeypatch):
+    shown = []
+
+    class Bar(fitting.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options | {"disable": False, "file": io.StringIO()})
+
+        def set_postfix(self, **values):
+            shown.append(float(values["loss"]))
+    monkeypatch.setattr(fitting, "tqdm", Bar)
+    train.main(["-ep", "1", "--data", str(easy)])  # 26 batches
+    assert len(shown) == 1
+    assert shown[0] == pytest.approx(np.log(2), abs=0.05)

@@ -93,6 +93,59 @@ def test_detections_interval_is_the_bootstraps(false_alarm):
     assert found["pd_low"] < found["pd"] < found["pd_high"]
 
 
+@pytest.mark.parametrize(("fakes_at", "pd", "low", "high"), [
+    (-9.0, 0, 0, scoring.wilson(0, 12)[1]), (9.0, 1, scoring.wilson(12, 12)[0], 1)])
+@pytest.mark.parametrize("false_alarm", [0.01, 0.05])
+def test_no_fake_found_or_every_one_is_no_certainty(fakes_at, pd, low, high, false_alarm):
+    labels = np.repeat([False, True], [40, 12])
+    values = np.where(labels, fakes_at, np.random.default_rng(0).normal(size=52))
+    found = trust.detection(labels, values, false_alarm)
+    assert found == pytest.approx({"pd": pd, "pd_low": low, "pd_high": high}, abs=1e-12)
+
+
+def test_none_found_keeps_what_the_bootstrap_gives_beyond_wilson():
+    labels, values = draw(40, 200)
+    values[0] = 99  # a real above all fakes, which a resample may lack
+    found = trust.detection(labels, values, 0.01)
+    assert (found["pd"], found["pd_low"]) == (0, 0)
+    assert found["pd_high"] > 0.1 > scoring.wilson(0, 200)[1]
+
+
+def test_the_oracle_of_an_unbalanced_set_is_not_the_majority():
+    labels, values = draw(2000, 20, 3)
+    row = trust.report(labels, values, 0.5, None)
+    scores = scoring.sigmoid(values)
+    assert row["accuracy_oracle"] <= (~labels).mean() + 0.001
+    assert row["balanced_accuracy_oracle"] < 0.55  # the plain one calls next to all REAL
+    balanced = [balanced_accuracy_score(labels, scores >= t) for t in [*scores, 2.0]]
+    assert row["best_balanced_accuracy"] == pytest.approx(max(balanced))
+    assert row["best_balanced_accuracy"] > 0.75
+    called = scores >= row["threshold_balanced_oracle"]
+    assert row["best_balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, called))
+    low, high = (row[f"best_balanced_accuracy_{end}"] for end in ("low", "high"))
+    assert low < row["best_balanced_accuracy"] < high
+
+
+def test_the_balanced_oracle_is_printed_beside_the_transferred_accuracy(capsys):
+    labels, values = draw(300, 30, 3)
+    row = scoring.score(labels, scoring.sigmoid(values), 0.3) | trust.report(labels, values, 0.3, None)
+    trust.print_report(row, None)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("thresholds"))
+    assert f"{row['balanced_accuracy']:.2%} at 0.3000, transferred" in line
+    assert f"{trust.percent(row, 'best_balanced_accuracy')} at {row['threshold_balanced_oracle']:.4f}" in line
+
+
+def test_a_source_of_both_classes_is_printed_with_intervals(capsys):
+    labels, values = draw(60, 40)
+    sources = np.where(np.arange(100) < 50, "one", "two")  # "one" has reals alone
+    rows = trust.by_source(labels, scoring.sigmoid(values), 0.5, sources)
+    trust.print_sources(rows)
+    one, two, mean = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert one[-2:] == ["-", "-"]
+    assert " ".join(two[5:]) == f"{trust.percent(rows[1], 'balanced_accuracy')} {trust.area(rows[1])}"
+    assert mean[-1] == f"{rows[1]['roc_auc']:.4f}"
+
+
 def test_the_report_agrees_with_the_verdicts_and_the_thresholds():
     labels, values = draw(400, 300)
     rule = calibration.fit(*draw(500, 500, 7), "a test")
@@ -134,6 +187,9 @@ def test_by_source():
     assert [row["source"] for row in rows] == ["a", "b", "c", "AVG"]
     assert (rows[0]["real_recall"], rows[0]["fake_recall"], rows[0]["balanced_accuracy"]) == (1, 0.5, 0.75)
     assert np.isnan(rows[1]["balanced_accuracy"])
+    assert (rows[0]["roc_auc"], rows[3]["roc_auc"]) == (1, 1)
+    assert rows[0]["balanced_accuracy_low"] < 0.75 < rows[0]["balanced_accuracy_high"]
+    assert np.isnan([row[key] for row in rows[1:3] for key in ("roc_auc", "roc_auc_low")]).all()
     assert (rows[3]["n_real"], rows[3]["n_fake"]) == (2, 3)
     assert (rows[3]["real_recall"], rows[3]["fake_recall"], rows[3]["balanced_accuracy"]) == (0.5, 0.75, 0.75)
 

@@ -121,6 +121,21 @@ def test_figures_show_all_of_each_kind(measured, capsys):
         worth.measured("degradation-{}", ["base_model"])
 
 
+def test_priors_show_a_line_a_model_and_no_band_where_nothing_was_observed():
+    rows = [{"kind": kind, "fake_right": share, "fake_right_low": low, "fake_right_high": high}
+            for kind, share, low, high in (("a", "0.9", "0.8", "0.95"), ("b", "1.0", "0.98", "1.0"),
+                                           ("c", "0.0", "0.0", "0.3"), ("d", "nan", "nan", "nan"))]
+    figure = worth_figures.plot_priors({"one": rows, "two": [rows[0], *rows[2:]]})
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert [(name, len(ax.lines), len(ax.collections)) for name, ax in panels.items()] == [
+        ("a", 2, 2), ("b", 1, 0), ("c", 2, 0)]
+    for name, end in (("a", 0.9), ("b", 0.98), ("c", 0.3)):
+        drawn = panels[name].lines[0].get_ydata()
+        np.testing.assert_allclose(drawn, worth.at_prior(end, worth_figures.PRIORS))
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["one", "two", "one: at least (95 %)", "one: at most (95 %)", "two: at most (95 %)"]
+
+
 def test_scores_that_are_there_are_read(measured):
     found = worth.scored_sets("base_model", ("tree", "gone"))
     labels, _ = found.pop("tree")

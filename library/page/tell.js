@@ -1,13 +1,13 @@
 // The page's script: sends a picture's bytes to this computer's own server and shows what comes back.
 (() => {
-  const LIMIT = 20e6; // bytes, as in app.py
+  const LIMIT = 20e6; // bytes, as in turns.py
   const CELLS = 8; // along an edge, as in quiz.py
   const $ = (id) => document.getElementById(id);
-  const ask = { picture: null, method: "integrated gradients", number: 0 };
+  const ask = { picture: null, stop: null, stopMap: null, record: {}, strength: 60 };
 
-  async function post(address, body) {
+  async function post(address, body, signal) {
     if (body?.size > LIMIT) throw new Error(`larger than ${LIMIT / 1e6} MB; make it smaller, or use code/infer.py`);
-    const answer = await fetch(address, { method: "POST", body }).catch(() => null);
+    const answer = await fetch(address, { method: "POST", body, signal }).catch(() => null);
     if (!answer) throw new Error("the server does not answer; is it still running?");
     const found = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(found.error ?? `the server could not do that (${answer.status})`);
@@ -43,35 +43,75 @@
 
   // --- one picture ------------------------------------------------------------------------------
 
-  async function examine() {
-    if (!ask.picture) return;
-    const place = $("tell-result"), number = ++ask.number;
+  // What an address says of the picture, shown by show(); `place` says meanwhile what is `doing`.
+  async function fill(place, doing, address, { signal }, show) {
+    place.dataset.doing = doing;
     place.setAttribute("aria-busy", "true");
     try {
-      const found = await post(`/examine?method=${encodeURIComponent(ask.method)}`, ask.picture);
-      if (number === ask.number) show(place, found);
+      const found = await post(address, ask.picture, signal);
+      if (!signal.aborted) show(found);
     } catch (error) {
-      if (number === ask.number) place.replaceChildren(message(error.message));
+      if (!signal.aborted) place.replaceChildren(message(error.message));
     } finally {
-      if (number === ask.number) place.removeAttribute("aria-busy");
+      if (!signal.aborted) place.removeAttribute("aria-busy");
     }
   }
 
-  function show(place, { html, record }) {
-    const strength = place.querySelector(".tell-slider input")?.value;
-    place.innerHTML = `<div class="tell-result"><div>${html.look}</div><div>${html.verdict}</div></div>${html.under}`;
-    const slider = place.querySelector(".tell-slider input");
-    if (strength) slider.value = strength;
-    cover(slider);
-    const buttons = document.createElement("p");
-    buttons.className = "tell-buttons";
-    const map = place.querySelector(".tell-map").src;
-    buttons.append(link("Save the map (PNG)", `map-${ask.method}.png`, map),
-      link("Save the numbers (JSON)", "tell.json", JSON.stringify(record, null, 1), "application/json"));
-    place.append(buttons);
+  const fresh = (old) => {
+    old?.abort(); // the server ends work that nobody waits for
+    return new AbortController();
+  };
+
+  async function examine() {
+    ask.stopMap?.abort();
+    const stop = ask.stop = fresh(ask.stop), place = $("tell-result");
+    await fill(place, "examining ...", "/examine", stop, ({ html, record }) => {
+      ask.record = record;
+      place.innerHTML = `<div class="tell-result"><div>${html.look}<div id="tell-said"></div></div>` +
+        `<div>${html.verdict}</div></div><div id="tell-under"></div><p class="tell-buttons" id="tell-save"></p>`;
+    });
+    if (stop.signal.aborted || !$("tell-said")) return;
+    drawMap();
+    fill($("tell-under"), "saving and resizing it ...", "/under", stop, ({ html, record }) => {
+      $("tell-under").innerHTML = html;
+      ask.record.changed = record;
+      offer();
+    });
+  }
+
+  function drawMap() {
+    if (!$("tell-said")) return;
+    const stop = ask.stopMap = fresh(ask.stopMap), said = $("tell-said");
+    const method = document.querySelector("#tell-method input:checked").value;
+    fill(said, "drawing the map ...", `/map?method=${encodeURIComponent(method)}`, stop, ({ map, html, record }) => {
+      const stack = said.previousElementSibling;
+      stack.querySelector(".tell-map")?.remove();
+      const image = new Image();
+      Object.assign(image, { src: map, className: "tell-map", alt: "map: what speaks for generated and for real" });
+      stack.append(image);
+      said.innerHTML = html;
+      const slider = said.querySelector(".tell-slider input");
+      slider.value = ask.strength;
+      cover(slider);
+      ask.record.map = record;
+      offer();
+    });
+  }
+
+  // The buttons to save by, once map and table are there.
+  function offer() {
+    const { map, changed } = ask.record, image = document.querySelector(".tell-map");
+    if (!map || !changed) return;
+    const all = document.createElement("button");
+    all.className = "tell-button";
+    all.textContent = "Save all maps (ZIP)";
+    all.onclick = () => fill(all, "drawing all maps ...", "/maps", ask.stop, ({ zip }) => link("", "maps.zip", zip).click());
+    $("tell-save").replaceChildren(link("Save the map (PNG)", `map-${map.method}.png`, image.src), all,
+      link("Save the numbers (JSON)", "tell.json", JSON.stringify(ask.record, null, 1), "application/json"));
   }
 
   const cover = (slider) => {
+    ask.strength = slider.value;
     slider.closest(".tell-result").querySelector(".tell-map").style.opacity = slider.value / 100;
   };
 
@@ -174,10 +214,7 @@
     }
   });
   document.addEventListener("change", (event) => {
-    if (event.target.closest?.("#tell-method")) {
-      ask.method = event.target.value;
-      examine();
-    }
+    if (event.target.closest?.("#tell-method")) drawMap();
     const drop = zone(event);
     if (!drop || event.target.type !== "file") return;
     given(drop, [...event.target.files]);
