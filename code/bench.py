@@ -2,6 +2,7 @@
 
     python code/bench.py              every row; about 15 minutes on two cores
     python code/bench.py --repeats 3  the median of three
+    python code/bench.py --only cold "train.py -ep 1"     rows whose names begin so; nothing is written
 
 Both sides run on this machine, in turn, in fresh processes, with the same threads, network, pictures
 and steps, reading the same folder of files (in the page cache for both). Results: paper/results/bench.csv;
@@ -190,13 +191,18 @@ def own_cache(path: str):
 def main(argv: list[str] | None = None) -> dict:
     flags = Parser(description=__doc__)
     flags.add_argument("--repeats", type=whole_number(1), default=1, help="median of so many (1)")
+    flags.add_argument("--only", nargs="+", metavar="ROW",
+                       help="rows that begin so (test.py needs one of train.py before); nothing is written")
     args = flags.parse_args(argv)
     found = find_cifake()
     if not found:
         raise TellError(f"the benchmark needs CIFAKE; {HOW_TO_GET_CIFAKE}")
     with tempfile.TemporaryDirectory() as work, own_cache(f"{work}/cache"):
         bench = Bench(Path(work), found)
-        rows = [measure(name, action, args.repeats) for name, action in measures(bench).items()]
+        rows = [measure(name, action, args.repeats) for name, action in measures(bench).items()
+                if not args.only or name.startswith(tuple(args.only))]
+        if args.only:
+            return {"rows": rows}
         rows += [single("peak resident memory of train.py", "MB", f"{peak_memory(bench):.0f}"),
                  single("test accuracy of --recipe fast", "share", f"{bench.reached:.4f}")]
         rows += bench_lime.main([])["rows"]

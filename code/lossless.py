@@ -148,13 +148,18 @@ def plot_versions(rows: list[dict], part: str) -> Figure:
     """False-alarm rate against quality, a panel for each model; lines: never JPEG, and CIFAKE's version."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(models), figsize=(1 + 3.6 * len(models), 3.6),
+        columns = min(4, len(models))
+        lines = -(-len(models) // columns)
+        figure, axes = plt.subplots(lines, columns, figsize=(1 + 3.2 * columns, 0.8 + 2.8 * lines),
                                     squeeze=False, layout="constrained")
-        for ax, model in zip(axes[0], models, strict=True):
+        for ax in axes.flat[len(models):]:
+            ax.remove()
+        for ax, model in zip(axes.flat, models, strict=False):
             mine = {row["version"]: row for row in rows if (row["model"], row["part"]) == (model, part)}
             plot_model(ax, mine)
             ax.set(title=f"{model} (n = {int(mine['cifake']['n']):,})", xlabel="JPEG quality", ylim=(0, None))
-        axes[0, 0].set_ylabel("real pictures called FAKE (fraction)")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("called FAKE (fraction)")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.suptitle(f"The same real pictures, never JPEG and saved anew ({part} half, all real)")
     return figure
