@@ -23,7 +23,7 @@ VIEWS = {"as they are": LINE, "re-saved": "#E69F00"}
 MODEL_STYLES = (("#333333", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "v"),
                 ("#56B4E9", "P"))
 PRIORS = np.logspace(-4, np.log10(0.5), 60)
-SMALL = STYLE | {"figure.dpi": 80}  # a notebook of ten figures stays below 2 MB
+SMALL = STYLE | {"figure.dpi": 72}  # a notebook of ten figures stays below 2 MB
 Models = dict[str, list[dict[str, str]]]
 
 
