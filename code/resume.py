@@ -29,9 +29,9 @@ def finished_run(name: str, facts: dict, say=print) -> dict | None:
         return None
     content = checkpoints.read(path)
     changed = differences(facts, content.get("recipe"))
-    if changed:  # killed before it wrote anything: this file is older
-        say(f"{shown(path)} is of another run, with another {changed}; it stays until this one has finished")
-        return None
+    if changed:  # to go on would replace a finished network, perhaps for a mistyped flag
+        raise TellError(f"{shown(path)}: a finished run with another {changed}; give the same flags, another "
+                        "-mf, or start without --resume")
     say(f"{shown(path)} is finished already")
     return content["metrics"]
 

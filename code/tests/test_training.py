@@ -397,11 +397,10 @@ def test_resume_starts_a_run_that_was_killed_before_it_wrote_anything(easy, caps
     train.main(flags)
     assert "one: no epoch is finished yet; starting with the first" in capsys.readouterr().out
     other = ["-lr", "0.02", "-bs", "64", "--momentum", "0.5", "--seed", "3", "--precision", "bf16"]
-    train.main([*flags, *other])
-    said = capsys.readouterr().out
-    assert ("one.pth is of another run, with another bs (32, not 64), lr (0.001, not 0.02), "
-            "momentum (0.9, not 0.5) and 2 more; it stays until") in said
-    assert checkpoints.load("one")[1]["recipe"]["lr"] == 0.02
+    with pytest.raises(TellError, match=r"one\.pth: a finished run with another bs \(32, not 64\), "
+                       r"lr \(0\.001, not 0\.02\), momentum \(0\.9, not 0\.5\) and 2 more"):
+        train.main([*flags, *other])
+    assert checkpoints.load("one")[1]["recipe"]["lr"] == 0.001  # the finished one stays
     train.main(flags[:-1])
     capsys.readouterr()
     train.main(flags)
