@@ -13,7 +13,7 @@ run: .venv/installed
 
 test: .venv/installed
 	$(PY) -m ruff check code
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 # The web page, for this computer only: http://127.0.0.1:7860
 app: .venv/installed

@@ -191,7 +191,7 @@ def view_logits(network: nn.Module, pixels: np.ndarray) -> np.ndarray:
     mean, std = (torch.tensor(network.normalisation[key], device=device).view(3, 1, 1)
                  for key in ("mean", "std"))
     scale, shift, found = 1 / (255 * std), -mean / std, []
-    for batch in torch.from_numpy(pixels).split(BATCH_SIZE):
+    for batch in torch.from_numpy(np.require(pixels, requirements="W")).split(BATCH_SIZE):
         x = batch.to(device).permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
         found.append(views(network, x))
     return fake_logit(torch.cat(found).cpu().numpy(), network.heads)

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch is imported: two test processes with two threads each would wait for each other on two cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +27,15 @@ def own_folders(tmp_path, monkeypatch):
     yield tmp_path
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A function that computes with one thread (ablation, difficulty) leaves as many as it found."""
+    import torch
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,8 @@ def test_every_import_is_listed_and_every_listing_has_a_use_and_a_reason():
     sources = [path.read_text() for path in MODULES] + [code_of(path) for path in NOTEBOOKS]
     used = {PACKAGES.get(name, name) for source in sources for name in imported(source)}
     assert used <= requirements().keys()
-    assert requirements().keys() - used <= {"ruff", "jupyterlab", "nbconvert", "ipykernel", "nbval",
-                                           "scikit-image"}  # its files only
+    assert requirements().keys() - used <= {"ruff", "pytest-xdist", "jupyterlab", "nbconvert",
+                                           "ipykernel", "nbval", "scikit-image"}  # its files only
     assert all(re.search(r"\S+ +# \S", line) for line in requirements().values())
 
 
