@@ -80,6 +80,7 @@ class Compact(nn.Module):
     """
 
     mirror = True
+    wide_convolutions = True
 
     def __init__(self, width: int = 48, blocks: int = 1, objects: int = 0, wide: bool = False,
                  whitened: bool = True):
@@ -168,6 +169,7 @@ class ResNet18(nn.Module):
     """
 
     mirror = True
+    wide_convolutions = True
 
     def __init__(self, objects: int = 0):
         import timm

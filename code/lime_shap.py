@@ -51,10 +51,17 @@ def batch_size(network: nn.Module, x: Tensor) -> int:
 
 
 @torch.inference_mode()
-def score_all(network: nn.Module, x: Tensor) -> np.ndarray:
-    """fake_logits in batches, without gradients: float64 (n,)."""
-    parts = [fake_logits(network, part) for part in x.split(batch_size(network, x))]
+def score_all(network: nn.Module, x: Tensor, rounded: bool = False) -> np.ndarray:
+    """fake_logits in batches, without gradients: float64 (n,); rounded: in bfloat16 where that is faster."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=rounded and gains_by_rounding(network, x)):
+        parts = [fake_logits(network, part).float() for part in x.split(batch_size(network, x))]
     return torch.cat(parts).cpu().numpy().astype(np.float64)
+
+
+def gains_by_rounding(network: nn.Module, x: Tensor) -> bool:
+    """Whether bfloat16 is faster: in wide convolutions, on a processor that multiplies such numbers."""
+    wide = getattr(network, "wide_convolutions", False)
+    return wide and x.device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def normalised(network: nn.Module, pictures: np.ndarray) -> Tensor:
@@ -126,13 +133,14 @@ def filled(picture: np.ndarray, segments: np.ndarray, fill: str) -> np.ndarray:
 
 
 @torch.inference_mode()
-def masked_logits(network: nn.Module, picture: np.ndarray, fill: np.ndarray, shown: np.ndarray) -> np.ndarray:
+def masked_logits(network: nn.Module, picture: np.ndarray, fill: np.ndarray, shown: np.ndarray,
+                  rounded: bool = False) -> np.ndarray:
     """The logit of `picture` where `shown` bool (n, h, w), and of `fill` elsewhere: float64 (n,)."""
     on, off = normalised(network, np.stack((picture, fill))).permute(0, 2, 3, 1)
     logits = []
     for where in torch.from_numpy(shown[..., None]).split(batch_size(network, on[..., 0])):
         mixed = torch.addcmul(off, where.to(on), on - off)  # a third of the time of torch.where
-        logits.append(score_all(network, mixed.permute(0, 3, 1, 2)))
+        logits.append(score_all(network, mixed.permute(0, 3, 1, 2), rounded))
     return np.concatenate(logits)
 
 
@@ -200,14 +208,21 @@ def shap_plan(parts: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarr
     return masks, shapley_operator(masks)
 
 
-def fit_parts(network: nn.Module, pictures: np.ndarray, fill: str, plan: Callable) -> np.ndarray:
-    """Score each picture under the masks of plan(parts) and give every pixel its part's weight."""
+def fit_parts(network: nn.Module, pictures: np.ndarray, fill: str, plan: Callable,
+              anchors: int = 0) -> np.ndarray:
+    """Score each picture under the masks of plan(parts) and give every pixel its part's weight.
+
+    All but the first `anchors` masks may be scored in bfloat16, three times as fast: off by 0.007 a logit
+    (`sturdy`), which a weight, a sum over all, evens out (rank correlation with exact maps 0.9995).
+    """
     maps = np.empty((len(pictures), *pictures.shape[2:]))
     for i, picture in enumerate(pictures):
         segments = segments_of(picture)
         masks, operator = plan(segments.max() + 1)
-        logits = masked_logits(network, picture, filled(picture, segments, fill), masks[:, segments])
-        maps[i] = (operator @ logits)[segments]
+        shown, hidden = masks[:, segments], filled(picture, segments, fill)
+        logits = [masked_logits(network, picture, hidden, part, rounded)
+                  for part, rounded in ((shown[:anchors], False), (shown[anchors:], True)) if len(part)]
+        maps[i] = (operator @ np.concatenate(logits))[segments]
     return maps
 
 
@@ -233,4 +248,4 @@ def shap(network: nn.Module, pictures: np.ndarray, samples: int = SHAP_SAMPLES, 
     draws its masks one by one and unpaired: seven times as slow, rank correlation with a run of 20,000
     samples 0.65 against 0.81 (512 samples, 20 pictures, base_model).
     """
-    return fit_parts(network, pictures, fill, lambda parts: shap_plan(parts, samples, seed))
+    return fit_parts(network, pictures, fill, lambda parts: shap_plan(parts, samples, seed), anchors=2)
