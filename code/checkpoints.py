@@ -275,7 +275,7 @@ def processor() -> str:
 def commit() -> str:
     """The commit of this code, with "+" where a file that this process loaded differs; "none" outside git."""
     loaded = [file for module in tuple(sys.modules.values())
-              if (file := getattr(module, "__file__", None)) and Path(file).parent == HERE]
+              if (file := getattr(module, "__file__", None)) and os.path.dirname(file) == str(HERE)]
     try:
         head = git("rev-parse", "--short=10", "HEAD")
         return head + "+" * bool(git("status", "--porcelain", "--", *loaded))

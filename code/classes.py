@@ -58,6 +58,20 @@ def pool(x: Tensor) -> Tensor:
     return torch.maximum(x[..., ::2], x[..., 1::2])
 
 
+def pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """pool(layer(x)) of a 5 x 5 convolution, without a gradient in two thirds of the time.
+
+    Of stride 2 and 6 x 6, with the kernels at four places, one convolution gives the four numbers of a
+    square as channels, of which vectors are made: few channels at many places leave a CPU half idle.
+    """
+    if torch.is_grad_enabled() or layer._forward_hooks:
+        return pool(layer(x))
+    placed = [F.pad(layer.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+    x = F.conv2d(x, torch.cat(placed), stride=2)
+    x = torch.maximum(*x.chunk(2, dim=1))
+    return torch.maximum(*x.chunk(2, dim=1)).add_(layer.bias[:, None, None])
+
+
 class CIFAKE_CNN(nn.Module):
     """The course project's network: 61,241 parameters, 61,265 with attention.
 
@@ -81,7 +95,7 @@ class CIFAKE_CNN(nn.Module):
         if x.shape[1:] != (3, 32, 32):
             raise TellError(f"CIFAKE_CNN takes (batch, 3, 32, 32) pictures, not {tuple(x.shape)}")
         # Pooling before ReLU gives the same values (both are monotone) for a quarter of the ReLU.
-        x = self.attend(F.relu(pool(self.conv1(x))))
+        x = self.attend(F.relu(pooled(self.conv1, x)))
         x = F.relu(pool(self.conv2(x)))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
@@ -173,6 +187,14 @@ def feed(data, network: nn.Module, batch_size: int, device, seed: int | None = N
                           tuple(network.heads), augment, part)
 
 
+def normalise(pixels: Tensor, normalisation: dict) -> Tensor:
+    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last, (pixels / 255 - mean) / std."""
+    mean, std = (torch.tensor(normalisation[key], device=pixels.device).repeat(pixels.shape[2])
+                 for key in ("mean", "std"))
+    rows = pixels.flatten(2).to(torch.float32)  # over rows: three channels at a time take five times as long
+    return rows.mul_(1 / (255 * std)).add_(-mean / std).view(pixels.shape).permute(0, 3, 1, 2)
+
+
 class Batches:
     """Normalised batches of an image set, on the device.
 
@@ -204,9 +226,7 @@ class Batches:
         self.read(data)
         targets = np.stack([getattr(data, self.columns[head]) for head in heads], axis=1)
         self.targets = torch.from_numpy(targets.astype(np.int64)).to(self.device)
-        mean, std = (torch.tensor(normalisation[key], device=self.device).view(3, 1, 1)
-                     for key in ("mean", "std"))
-        self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.normalisation = normalisation
 
     def read(self, data: ImageSet) -> None:
         # Read once, in the order of the file: shuffled reads through the memory map would fetch
@@ -233,7 +253,7 @@ class Batches:
                 pixels = self.degraded(pixels, number, picked)
             if moves is not None:
                 pixels = moved(pixels, *(move[i * block:(i + 1) * block] for move in moves))
-            pixels = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
+            pixels = normalise(pixels, self.normalisation)
             yield from zip(pixels.split(size), self.targets[picked].split(size), strict=True)
 
     def order(self, number: int) -> Tensor:

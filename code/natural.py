@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 import cache
 import sources
-from classes import Batches
+from classes import Batches, normalise
 from datasets import SPLITS, ImageSet, find_set, set_name
 from decode import DecodeError, decode, decode_jpeg
 from files import TellError, atomic, folder, make_folder, remove
@@ -306,8 +306,8 @@ class PictureBatches(Batches):
                 raise RuntimeError("another epoch of these batches was started meanwhile")
             if isinstance(pixels, TellError):
                 raise TellError(*pixels.args)  # not itself, whose traceback would keep the workers
-            pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            yield pixels.to(torch.float32).mul_(self.scale).add_(self.shift), self.targets[picked]
+            pixels = pixels.to(self.device, non_blocking=True)
+            yield normalise(pixels, self.normalisation), self.targets[picked]
 
 
 @dataclass

@@ -128,8 +128,9 @@ def rates(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str,
 # --- figures -----------------------------------------------------------------------------------
 
 MEASURES = {"accuracy": "accuracy", "false_alarm": "reals called FAKE", "auc": "ROC AUC"}
-COLOURS = ("#333333", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
+COLOURS = ("#333333", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+           "#882255", "#999933", "#88CCAA")
+MARKERS = "osD^vPX<>*"
 COLUMNS = 4
 
 

@@ -155,10 +155,10 @@ def write_scores(path: Path, data, output: np.ndarray) -> None:
     """One row a picture; logit to the last bit of float32, score for reading."""
     names = OBJECTS if isinstance(data, ImageSet) else range(1000)  # of ImageNet
     objects = [*names, ""]  # -1, unknown, is the last
-    rows = zip(data.paths.tolist(), data.labels.tolist(), data.objects.tolist(), output.tolist(),
+    paths = [path.replace('"', '""') for path in data.paths.tolist()]
+    rows = zip(paths, data.labels.tolist(), data.objects.tolist(), output.tolist(),
                sigmoid(output).tolist(), strict=True)
-    lines = (f'"{p.replace(chr(34), chr(34) * 2)}",{y},{objects[o]},{z:.9g},{s:.6f}\n'
-             for p, y, o, z, s in rows)
+    lines = [f'"{path}",{label},{objects[o]},{logit:.9g},{p:.6f}\n' for path, label, o, logit, p in rows]
     with atomic(path, "w") as file:
         file.write("path,label,object,logit,score\n" + "".join(lines))
 

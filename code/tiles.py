@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import checkpoints
 import trust
-from classes import fake_logit, pick_device
+from classes import fake_logit, normalise, pick_device
 from datasets import SMALL, SPLITS, banner
 from decode import resize
 from files import Parser, command_line, folder, read_csv, shown, whole_number, write_csv
@@ -188,12 +188,9 @@ def view_logits(network: nn.Module, pixels: np.ndarray) -> np.ndarray:
     The same arithmetic as scoring.logits on the same pictures, so the same bits.
     """
     device = next(network.parameters()).device
-    mean, std = (torch.tensor(network.normalisation[key], device=device).view(3, 1, 1)
-                 for key in ("mean", "std"))
-    scale, shift, found = 1 / (255 * std), -mean / std, []
+    found = []
     for batch in torch.from_numpy(np.require(pixels, requirements="W")).split(BATCH_SIZE):
-        x = batch.to(device).permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
-        found.append(views(network, x))
+        found.append(views(network, normalise(batch.to(device), network.normalisation)))
     return fake_logit(torch.cat(found).cpu().numpy(), network.heads)
 
 

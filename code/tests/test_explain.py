@@ -233,6 +233,22 @@ def test_integrated_gradients_and_shap_add_up():
     assert np.allclose(shapley, gap, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", [lime_shap.lime, lime_shap.shap])
+def test_rounding_changes_maps_a_little_and_only_of_wide_networks(method, monkeypatch):
+    """Whatever this processor can do: it is told that it multiplies bfloat16, or that it does not."""
+    maps = {}
+    for name in ("base_model", "sturdy"):
+        monkeypatch.setenv("TELL_MODELS", str(CODE.parent / "models"))
+        network = checkpoints.load(name)[0]
+        for able in (False, True):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+            maps[name, able] = in_cells(method(network, some(1), samples=128))
+    assert np.array_equal(maps["base_model", False], maps["base_model", True])
+    assert not np.array_equal(maps["sturdy", False], maps["sturdy", True])
+    for exact, rounded in zip(maps["sturdy", False], maps["sturdy", True], strict=True):
+        assert np.corrcoef(exact, rounded)[0, 1] > 0.99
+
+
 @pytest.mark.parametrize("name", explain.METHODS)
 def test_one_picture_or_many_and_nothing_is_left_behind(name):
     network, pictures = compact(), some(2)
