@@ -1,6 +1,7 @@
 """Every test has folders of its own; pictures are made here, small and learnable."""
 import io
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,29 @@ def real_cifake():
             patch.setenv("TELL_DATA", OUTSIDE["DATA"])
         path = find_cifake()
     return path or pytest.skip("CIFAKE is not on this machine")
+
+
+@pytest.fixture(scope="session")
+def made_sample(tmp_path_factory):
+    """The built-in sample's file, which takes ten seconds to make, and the seconds of processors it took."""
+    import sample
+    start = processor_seconds()
+    path = sample.make_sample(tmp_path_factory.mktemp("sample") / "sample.tar")
+    return path, processor_seconds() - start
+
+
+def processor_seconds() -> float:
+    """Of this process and its children; on a busy machine the clock on the wall says little."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@pytest.fixture
+def sample_is_made(own_folders, made_sample):
+    """For tests that need the sample, not the making of it."""
+    from sample import SAMPLE_SHA256
+    (own_folders / "cache").mkdir()
+    (own_folders / "cache" / f"sample-{SAMPLE_SHA256[:8]}.tar").hardlink_to(made_sample[0])
 
 
 def jpeg(pixels: np.ndarray, **options) -> bytes:

@@ -343,5 +343,6 @@ def test_a_model_is_found_by_name():
     assert lossless.models_here() == ["attn_model"]
 
 
+@pytest.mark.usefixtures("sample_is_made")
 def test_the_studys_scores_of_the_sample_are_not_test_pys():
     assert cifar100.open_photographs().name == "sample-real"

@@ -403,6 +403,7 @@ def test_import_takes_any_form_and_is_found_afterwards(small_cifake, tmp_path, e
     assert datasets.set_name("auto") == "cifake"
 
 
+@pytest.mark.usefixtures("sample_is_made")
 def test_a_cifake_that_is_not_as_published_has_another_name(tmp_path, monkeypatch, capsys):
     tree = make_tree(folder("data") / "CIFAKE")
     (tree / "test/REAL/0000.jpg").unlink()

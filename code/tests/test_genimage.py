@@ -88,6 +88,7 @@ def test_leaving_a_generator_out(tree, capsys):
         train.main([*NET, "--data", str(tree), "--leave-out", "dalle"])
 
 
+@pytest.mark.usefixtures("sample_is_made")
 def test_what_a_tree_cannot_answer_is_refused(tree, tmp_path):
     split = ["--data", str(tree), "--group", "set"]
     with pytest.raises(TellError, match="--group is for a folder without train/; this one is split already"):

@@ -276,6 +276,7 @@ def test_frames_for_other_networks_are_refused(name):
 TIMM = ["--model", "resnet18", "--from-scratch", "--size", "32"]
 
 
+@pytest.mark.usefixtures("sample_is_made")
 def test_heads_that_cannot_be_trained_are_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(TellError, match="sample: a head generator needs pictures at natural size"):
@@ -284,6 +285,7 @@ def test_heads_that_cannot_be_trained_are_refused_before_any_work(monkeypatch):
         train.main([*TIMM, "--heads", "object", "--data", "sample"])
 
 
+@pytest.mark.usefixtures("sample_is_made")
 @pytest.mark.parametrize(("flags", "words"), [
     (["--from", "one", "--model", "CIFAKE_CNN"], "--model is for a new network; --from one goes on"),
     (["--from", "one", "--heads", "fake"], "--heads is for a new network"),
