@@ -59,10 +59,10 @@ def pool(x: Tensor) -> Tensor:
 
 
 def pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """pool(layer(x)) of a 5 x 5 convolution, without a gradient in two thirds of the time.
+    """pool(layer(x)) of a 5 x 5 convolution; without a gradient in two thirds of the time.
 
-    Of stride 2 and 6 x 6, with the kernels at four places, one convolution gives the four numbers of a
-    square as channels, of which vectors are made: few channels at many places leave a CPU half idle.
+    There one convolution of stride 2, whose 6 x 6 kernels are the layer's at four places, gives the four
+    numbers of each square as channels: 24 of them fill a CPU's vectors, the layer's own 6 do not.
     """
     if torch.is_grad_enabled() or layer._forward_hooks:
         return pool(layer(x))

@@ -6,7 +6,18 @@ from conftest import make_tree
 from PIL import Image
 from torch import nn
 
-from classes import BLOCK, Batches, SRMLayer, build, freeze, parameters, pick_device, pool, training_mode
+from classes import (
+    BLOCK,
+    Batches,
+    SRMLayer,
+    build,
+    freeze,
+    parameters,
+    pick_device,
+    pool,
+    pooled,
+    training_mode,
+)
 from datasets import load
 from detectors import enlarged
 from files import TellError
@@ -37,6 +48,19 @@ def test_pooling_gives_the_same_bits_with_and_without_gradient(shape):
     with torch.inference_mode():
         assert torch.equal(pool(x), nn.functional.max_pool2d(x, 2))
     assert torch.equal(pool(x), nn.functional.max_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("n", [1, 33])
+def test_the_first_layer_and_its_pooling_at_once_give_the_same_and_hooks_still_see_the_layer(n):
+    network, x = build("CIFAKE_CNN").eval(), torch.randn(n, 3, 32, 32)
+    expected, seen = pool(network.conv1(x)), []
+    with torch.no_grad():
+        found = pooled(network.conv1, x)
+        assert found.shape == (n, 6, 14, 14)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        network.conv1.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
+        network(x)
+    assert seen == [(n, 6, 28, 28)]
 
 
 def test_attention_sits_behind_the_first_pooling():
