@@ -21,7 +21,7 @@ from files import folder
 from lime_shap import GRID
 from looks import MASSES, METHODS, regions
 
-NETWORKS = ("base_model", "compact")  # those shown, where they are there
+NETWORKS = ("base_model", "sturdy")  # those shown, where they are there
 OPACITY = 0.75  # of the strongest cell of an overlay
 COVER = (204, 121, 167)
 COLOURS = (LINE, "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
