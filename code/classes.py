@@ -58,13 +58,13 @@ def pool(x: Tensor) -> Tensor:
     return torch.maximum(x[..., ::2], x[..., 1::2])
 
 
-def pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def convolved_and_pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """pool(layer(x)) of a 5 x 5 convolution; without a gradient in two thirds of the time.
 
     There one convolution of stride 2, whose 6 x 6 kernels are the layer's at four places, gives the four
     numbers of each square as channels: 24 of them fill a CPU's vectors, the layer's own 6 do not.
     """
-    if torch.is_grad_enabled() or layer._forward_hooks:
+    if torch.is_grad_enabled() or layer._forward_hooks:  # a hook is there to see the layer's own output
         return pool(layer(x))
     placed = [F.pad(layer.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
     x = F.conv2d(x, torch.cat(placed), stride=2)
@@ -95,7 +95,7 @@ class CIFAKE_CNN(nn.Module):
         if x.shape[1:] != (3, 32, 32):
             raise TellError(f"CIFAKE_CNN takes (batch, 3, 32, 32) pictures, not {tuple(x.shape)}")
         # Pooling before ReLU gives the same values (both are monotone) for a quarter of the ReLU.
-        x = self.attend(F.relu(pooled(self.conv1, x)))
+        x = self.attend(F.relu(convolved_and_pooled(self.conv1, x)))
         x = F.relu(pool(self.conv2(x)))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
@@ -191,7 +191,7 @@ def normalise(pixels: Tensor, normalisation: dict) -> Tensor:
     """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in channels_last, (pixels / 255 - mean) / std."""
     mean, std = (torch.tensor(normalisation[key], device=pixels.device).repeat(pixels.shape[2])
                  for key in ("mean", "std"))
-    rows = pixels.flatten(2).to(torch.float32)  # over rows: three channels at a time take five times as long
+    rows = pixels.flatten(2).to(torch.float32)  # over rows: three channels at a time take twice as long
     return rows.mul_(1 / (255 * std)).add_(-mean / std).view(pixels.shape).permute(0, 3, 1, 2)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classes import normalise
 from files import TellError
 from scoring import views
 
@@ -66,10 +67,8 @@ def gains_by_rounding(network: nn.Module, x: Tensor) -> bool:
 
 def normalised(network: nn.Module, pictures: np.ndarray) -> Tensor:
     """uint8 (n, 3, h, w) -> float32 of that shape as the network takes it, on its device, channels last."""
-    device = next(network.parameters()).device
-    mean, std = (torch.tensor(network.normalisation[key], device=device) for key in ("mean", "std"))
-    x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))).to(device)
-    return ((x.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)))
+    return normalise(x.to(next(network.parameters()).device), network.normalisation)
 
 
 def mean_colour(pictures: np.ndarray) -> np.ndarray:
@@ -213,7 +212,8 @@ def fit_parts(network: nn.Module, pictures: np.ndarray, fill: str, plan: Callabl
     """Score each picture under the masks of plan(parts) and give every pixel its part's weight.
 
     All but the first `anchors` masks may be scored in bfloat16, three times as fast: off by 0.007 a logit
-    (`sturdy`), which a weight, a sum over all, evens out (rank correlation with exact maps 0.9995).
+    (`sturdy`), which a weight, a sum over all, evens out (rank correlation with exact maps 0.9995, of
+    `compact` 0.993).
     """
     maps = np.empty((len(pictures), *pictures.shape[2:]))
     for i, picture in enumerate(pictures):

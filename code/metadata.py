@@ -119,7 +119,7 @@ def said_by_manifest(data, manifests: dict) -> tuple[np.ndarray, np.ndarray]:
 def folders(paths: np.ndarray) -> np.ndarray:
     """The folder right below real/ or fake/ of "split/LABEL/rest" paths, str (n,), "" for none."""
     paths = paths.tolist()
-    if "".join(paths).count("/") == 2 * len(paths):  # none, and found in a tenth of the time
+    if "".join(paths).count("/") == 2 * len(paths):  # no path has one
         return np.full(len(paths), "")
     return np.array([path.split("/", 2)[2].rpartition("/")[0].split("/")[0] for path in paths])
 

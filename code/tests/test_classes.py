@@ -11,11 +11,11 @@ from classes import (
     Batches,
     SRMLayer,
     build,
+    convolved_and_pooled,
     freeze,
     parameters,
     pick_device,
     pool,
-    pooled,
     training_mode,
 )
 from datasets import load
@@ -55,7 +55,7 @@ def test_the_first_layer_and_its_pooling_at_once_give_the_same_and_hooks_still_s
     network, x = build("CIFAKE_CNN").eval(), torch.randn(n, 3, 32, 32)
     expected, seen = pool(network.conv1(x)), []
     with torch.no_grad():
-        found = pooled(network.conv1, x)
+        found = convolved_and_pooled(network.conv1, x)
         assert found.shape == (n, 6, 14, 14)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         network.conv1.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
