@@ -5,7 +5,8 @@
     python code/bench.py --only cold "train.py -ep 1"     rows whose names begin so; nothing is written
 
 Both sides run on this machine, in turn, in fresh processes, with the same threads, network, pictures
-and steps, reading the same folder of files (in the page cache for both). Results: paper/results/bench.csv;
+and steps, reading the same folder of files (in the page cache for both); as ours keep a tenth for
+validation, the reference is told which to take. Results: paper/results/bench.csv;
 bench_natural.py adds its own.
 """
 import json
@@ -70,19 +71,19 @@ class Bench:
     def __init__(self, work: Path, found: Path):
         self.work, self.found, self.cifake = work, found, folder_of(found, work)
         self.environment = {"TELL_CACHE": str(work / "cache"), "TELL_MODELS": str(work / "models"),
-                            "TELL_RESULTS": str(work / "results")}
+                            "TELL_RESULTS": str(work / "results"),
+                            "PYTHONDONTWRITEBYTECODE": ""}  # modules compiled once, as Python does by default
         self.lists = {split: self.write_list(split) for split in ("train", "test", "all")}
 
     def write_list(self, split: str) -> Path:
         data = load(str(self.cifake))
         data = data if split == "all" else data.split(split)
         path = self.work / f"{split}.txt"
-        path.write_text("".join(f"{label} {self.cifake / name}\n"
-                                for label, name in zip(data.labels, data.paths, strict=True)))
+        path.write_text("".join(f"{self.cifake / name}\n" for name in data.paths))
         return path
 
-    def reference(self, *arguments: str) -> tuple[float, dict]:
-        seconds, output = timed(ours("reference.py", *arguments), self.environment)
+    def reference(self, action: str, *arguments: str) -> tuple[float, dict]:
+        seconds, output = timed(ours("reference.py", action, str(self.cifake), *arguments), self.environment)
         return seconds, json.loads(output.splitlines()[-1])
 
     def cold_load(self) -> tuple[float, float]:

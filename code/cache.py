@@ -143,7 +143,7 @@ def result(future: Future, bar: tqdm) -> list[tuple]:
 
 def progress(path: Path, listed: Listing | None = None) -> tqdm:
     """A bar over the files; of a tar, which does not say how many it has, a count."""
-    total = len(listed) if listed else None
+    total = sum(len(entries) for _, entries in listed) if listed else None
     if path.suffix.lower() == ".zip":
         with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:  # named when it is read
             total = len(archive.namelist())
@@ -188,14 +188,15 @@ def map_cache(name: str, path: Path, target: Path) -> dict | None:
             "unreadable": tuple(map(tuple, meta["unreadable"])), **table}
 
 
-def copy_rows(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows (n,), sorted, of a cache's pixels (all, 3, h, w) copied to memory: uint8 (n, h, w, 3)."""
-    pixels, base = pixels.transpose(0, 2, 3, 1), pixels
+def ready(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A cache's pixels (all, 3, h, w) as uint8 (all, h, w, 3), where reading `rows` (n,) waits for no disk."""
+    base = pixels
     while not isinstance(base, mmap.mmap) and getattr(base, "base", None) is not None:
         base = base.base
+    pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))  # of a cache this is no copy
     if isinstance(base, mmap.mmap) and len(rows):
-        fetch(base, int(rows[0]) * pixels[0].nbytes, int(rows[-1] + 1) * pixels[0].nbytes)
-    return pixels[rows]
+        fetch(base, int(rows.min()) * pixels[0].nbytes, int(rows.max() + 1) * pixels[0].nbytes)
+    return pixels
 
 
 def fetch(mapped: mmap.mmap, first: int, last: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache import copy_rows
+from cache import ready
 from datasets import ImageSet
 from degrade import augmented
 from detectors import Backbone, Compact, ResNet18
@@ -67,9 +67,9 @@ def convolved_and_pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() or layer._forward_hooks:  # a hook is there to see the layer's own output
         return pool(layer(x))
     placed = [F.pad(layer.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
-    x = F.conv2d(x, torch.cat(placed), stride=2)
+    x = F.conv2d(x, torch.cat(placed), layer.bias.repeat(4), stride=2)
     x = torch.maximum(*x.chunk(2, dim=1))
-    return torch.maximum(*x.chunk(2, dim=1)).add_(layer.bias[:, None, None])
+    return torch.maximum(*x.chunk(2, dim=1))
 
 
 class CIFAKE_CNN(nn.Module):
@@ -199,8 +199,8 @@ class Batches:
     """Normalised batches of an image set, on the device.
 
     Each is (pixels, targets): float32 (b, 3, 32, 32) in channels_last, int64 (b, heads), a column each of
-    `heads`: "fake" (fake = 1) and "object" (0..9, -1 unknown). Pixels stay uint8, in the memory of the
-    device, until their batch is made.
+    `heads`: "fake" (fake = 1) and "object" (0..9, -1 unknown). Pixels stay uint8, in the cache's memory map or
+    the memory of another device, until their batch is made.
 
     Without `seed`: every picture once, in order. With `seed`: a new order over the whole set each
     epoch, which depends on seed and epoch only, and no last short batch.
@@ -229,11 +229,12 @@ class Batches:
         self.normalisation = normalisation
 
     def read(self, data: ImageSet) -> None:
-        # Read once, in the order of the file: shuffled reads through the memory map would fetch
-        # each page on its own, which took 10 to 25 s of a first epoch.
-        in_file, rows = np.unique(data.rows, return_inverse=True)
-        self.pixels = torch.from_numpy(copy_rows(data.pixels, in_file)).to(self.device)
-        self.rows = torch.from_numpy(rows).to(self.device)
+        # Fetched once, in the order of the file: shuffled reads through a map that is still on disk would
+        # fetch each page on its own, which took 10 to 25 s of a first epoch.
+        pixels, rows = ready(data.pixels, data.rows), data.rows
+        if self.device.type != "cpu":  # to its memory, and there only what is needed
+            pixels, rows = pixels[rows], np.arange(len(rows))
+        self.pixels, self.rows = (torch.from_numpy(part).to(self.device) for part in (pixels, rows))
 
     def __len__(self) -> int:
         """How many batches an epoch has."""

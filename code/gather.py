@@ -48,10 +48,11 @@ def names_of(source: str, own: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def below(root: str, own: tuple[str, ...]) -> Iterator[str]:
-    for parts, entry in sources.walk(root):
-        name = "/".join(parts)
-        if "/." not in f"/{name}" and not f"{entry.path}/".startswith(own):
-            yield name
+    for parts, entries in sources.walk(root):
+        for entry in entries:
+            name = "/".join((*parts, entry.name))
+            if "/." not in f"/{name}" and not f"{entry.path}/".startswith(own):
+                yield name
 
 
 def lines_of(path: Path) -> Iterator[str]:

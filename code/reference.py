@@ -1,17 +1,20 @@
 """The reference that bench.py measures against: how the earlier course project loads and trains.
 
-Every file is opened with Pillow, divided by 255 in float64, transformed on its own (ToTensor,
-Normalize), and stacked as float32 in memory; batches are fixed once, the network ends in a sigmoid,
-the loss is BCELoss. Same network, pictures and number of steps as ours. Nothing else uses this.
+It walks the folder's tree, opens every file with Pillow, divides by 255 in float64, transforms it on its
+own (ToTensor, Normalize) and stacks all as float32 in memory; batches are fixed once, each epoch
+permutes them and the pictures within each; the network ends in a sigmoid, the loss is BCELoss. Same
+network, pictures and number of steps as ours. Nothing else uses this.
 
-    python code/reference.py train LIST EPOCHS WEIGHTS     LIST: a file of "label path" lines
-    python code/reference.py test LIST WEIGHTS
+    python code/reference.py train FOLDER LIST EPOCHS WEIGHTS     LIST: paths in FOLDER, one a line
+    python code/reference.py test FOLDER LIST WEIGHTS
 
 The last line printed is the result, as JSON.
 """
 import json
+import os
 import random
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -40,22 +43,34 @@ class ReferenceNet(nn.Module):
         return self.layers(x)
 
 
-def load_batches(list_file: str, batch_size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def find_files(folder: str) -> list[tuple[str, float]]:
+    """(path, 1.0 where its folder is called FAKE) of every file below `folder`."""
+    return [(os.path.join(place, name), float(os.path.basename(place).upper() == "FAKE"))
+            for place, _, names in os.walk(folder) for name in names]
+
+
+def load_batches(folder: str, list_file: str, batch_size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
     with open(list_file) as file:
-        items = [line.rstrip("\n").split(" ", 1) for line in file]
+        wanted = {line.rstrip("\n") for line in file}
+    items = [item for item in find_files(folder) if item[0] in wanted]
     random.Random(11).shuffle(items)
     batches = []
     for start in range(0, len(items), batch_size):
         part = items[start:start + batch_size]
-        pictures = [TRANSFORM(np.array(Image.open(path)) / 255).float() for _, path in part]
-        labels = torch.tensor([float(label) for label, _ in part])
-        batches.append((torch.stack(pictures), labels))
+        pictures = [TRANSFORM(np.array(Image.open(path)) / 255).float() for path, _ in part]
+        batches.append((torch.stack(pictures), torch.tensor([label for _, label in part])))
     return batches
 
 
-def train(list_file: str, epochs: int, weights: str) -> dict:
+def permuted(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for pictures, labels in batches:
+        order = torch.randperm(len(labels))
+        yield pictures[order], labels[order]
+
+
+def train(folder: str, list_file: str, epochs: int, weights: str) -> dict:
     start = time.perf_counter()
-    batches = load_batches(list_file)
+    batches = load_batches(folder, list_file)
     loaded = time.perf_counter()
     network = ReferenceNet()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
@@ -63,7 +78,7 @@ def train(list_file: str, epochs: int, weights: str) -> dict:
     for _ in range(epochs):
         random.shuffle(batches)
         total = 0.0
-        for pictures, labels in batches:
+        for pictures, labels in permuted(batches):
             optimizer.zero_grad()
             loss = criterion(network(pictures).squeeze(1), labels)
             loss.backward()
@@ -73,15 +88,15 @@ def train(list_file: str, epochs: int, weights: str) -> dict:
     return {"load": loaded - start, "seconds": time.perf_counter() - start, "loss": total / len(batches)}
 
 
-def test(list_file: str, weights: str) -> dict:
+def test(folder: str, list_file: str, weights: str) -> dict:
     start = time.perf_counter()
-    batches = load_batches(list_file)
+    batches = load_batches(folder, list_file)
     network = ReferenceNet()
     network.load_state_dict(torch.load(weights, weights_only=True))
     network.eval()
     scores, labels = [], []
     with torch.no_grad():
-        for pictures, truth in batches:
+        for pictures, truth in permuted(batches):
             scores += network(pictures).squeeze(1).tolist()
             labels += truth.tolist()
     verdicts = np.array(scores) >= 0.5
@@ -96,7 +111,8 @@ def parser() -> Parser:
     training = actions.add_parser("train", help="train on the pictures of LIST, save to WEIGHTS")
     testing = actions.add_parser("test", help="score the pictures of LIST with WEIGHTS")
     for action in (training, testing):
-        action.add_argument("list", metavar="LIST", help='a file of "label path" lines')
+        action.add_argument("folder", metavar="FOLDER", help="with pictures in folders REAL and FAKE")
+        action.add_argument("list", metavar="LIST", help="a file of paths, one a line: those to take")
     training.add_argument("epochs", metavar="EPOCHS", type=whole_number(0))
     for action in (training, testing):
         action.add_argument("weights", metavar="WEIGHTS", help="a file of torch.save")
@@ -107,9 +123,9 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser().parse_args(argv)
     require_readable(user_path(args.list))
     if args.action == "train":
-        result = train(args.list, args.epochs, args.weights)
+        result = train(args.folder, args.list, args.epochs, args.weights)
     else:
-        result = test(args.list, str(require_readable(user_path(args.weights))))
+        result = test(args.folder, args.list, str(require_readable(user_path(args.weights))))
     print(json.dumps(result))
     return result
 

@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import CODE, assert_one_line, run_tell
 
+import reference
+
 ROOT = CODE.parent
 MODULES = sorted([*CODE.glob("*.py"), *CODE.glob("tests/*.py")])
 NOTEBOOKS = sorted(CODE.glob("*.ipynb"))
@@ -95,14 +97,16 @@ def test_the_readme_names_every_make_target():
 
 
 def test_the_reference_that_times_are_measured_against_runs_and_says_how(tree, tmp_path):
-    lines = [f"{int(path.parent.name == 'FAKE')} {path}\n" for path in sorted(tree.rglob("*.jpg"))]
-    (tmp_path / "list.txt").write_text("".join(lines))
-    paths = tmp_path / "list.txt", tmp_path / "weights.pth"
-    done = run_tell("reference.py", "train", paths[0], 1, paths[1])
+    files = sorted(tree.rglob("*.jpg"))
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in files))
+    paths = tree, tmp_path / "list.txt", tmp_path / "weights.pth"
+    done = run_tell("reference.py", "train", *paths[:2], 1, paths[2])
     assert json.loads(done.stdout.splitlines()[-1]).keys() == {"load", "seconds", "loss"}, done.stderr
     done = run_tell("reference.py", "test", *paths)
     assert json.loads(done.stdout.splitlines()[-1]).keys() == {"seconds", "accuracy", "f1"}, done.stderr
+    assert sorted(reference.find_files(str(tree))) == [
+        (str(path), float(path.parent.name == "FAKE")) for path in files]
     assert "LIST" in run_tell("reference.py", "--help").stdout
     assert_one_line(run_tell("reference.py"), "required: action")
-    assert_one_line(run_tell("reference.py", "train", paths[0], "few", paths[1]), "'few' is not a whole")
-    assert_one_line(run_tell("reference.py", "train", tmp_path / "none", 1, paths[1]), "none: no such file")
+    assert_one_line(run_tell("reference.py", "train", *paths[:2], "few", paths[2]), "'few' is not a whole")
+    assert_one_line(run_tell("reference.py", "train", tree, tmp_path / "none", 1, paths[2]), "none: no such file")
