@@ -14,7 +14,6 @@ import shutil
 import signal
 import stat
 import zipfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -37,7 +36,8 @@ OBJECTS = ("airplane", "automobile", "bird", "cat", "deer",
            "dog", "frog", "horse", "ship", "truck")
 SUFFIXES = {".jpg": 0} | {f" ({number}).jpg": number - 1 for number in range(1, len(OBJECTS) + 1)}
 VAL_SHARE = 0.1
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
+COLUMNS = ("rows", "paths", "splits", "labels", "objects", "sha256", "notes")  # of the table, a file each
 CHUNK, CHUNK_BYTES = 256, 8_000_000  # what a process decodes at a time
 
 
@@ -175,13 +175,12 @@ def map_cache(name: str, path: Path, target: Path) -> dict | None:
     """The fields of an image set in a cache folder; None where there is none or it is not whole."""
     try:
         meta = json.loads((target / "meta.json").read_text())
-        with np.load(target / "table.npz") as columns:
-            table = {key: columns[key] for key in columns.files}
+        # Copy-on-write, because torch wants memory that it could write to.
+        table = {key: np.asarray(np.load(target / f"{key}.npy", mmap_mode="c")) for key in COLUMNS}
         if (target / "pixels.u8").stat().st_size != meta["n"] * PICTURE:
             return None
-        # Copy-on-write, because torch wants memory that it could write to.
         pixels = np.memmap(target / "pixels.u8", np.uint8, "c", shape=(meta["n"], SIZE, SIZE, 3))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return {"name": name, "source": str(path), "fingerprint": meta["fingerprint"],
             "pixels": pixels.transpose(0, 3, 1, 2),
@@ -189,7 +188,7 @@ def map_cache(name: str, path: Path, target: Path) -> dict | None:
 
 
 def ready(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A cache's pixels (all, 3, h, w) as uint8 (all, h, w, 3), where reading `rows` (n,) waits for no disk."""
+    """A cache's pixels (all, 3, h, w) as uint8 (all, h, w, 3); reading `rows` (n,) waits for no disk then."""
     base = pixels
     while not isinstance(base, mmap.mmap) and getattr(base, "base", None) is not None:
         base = base.base
@@ -259,25 +258,25 @@ def write_table(path: Path, entries: list[tuple], target: Path) -> None:
         raise TellError(f"{path}: two files claim the place {twice[0]}; "
                         "keep one data set in one folder or archive")
     good = [entry for entry in entries if entry[2] is not None]
-    table = columns(good)
     meta = {"n": len(entries), "fingerprint": fingerprint_of(entries),
             "unreadable": [(name, reason) for name, _, row, reason in entries if row is None]}
-    with atomic(target / "table.npz") as file:
-        np.savez(file, **table)
+    for key, column in columns(good).items():
+        with atomic(target / f"{key}.npy") as file:
+            np.save(file, column)
     with atomic(target / "meta.json", "w") as file:
         json.dump(meta, file)
 
 
 def columns(entries: list[tuple]) -> dict[str, np.ndarray]:
+    """COLUMNS, of the pictures that could be read."""
     parts = [entry[0].split("/", 2) for entry in entries]
     labels = np.array([part[1] == "FAKE" for part in parts], np.uint8)
     objects = object_classes([part[2] for part in parts])
     sha256 = np.frombuffer(b"".join(entry[1] for entry in entries), np.uint8).reshape(-1, 32)
     splits = carve_validation(np.array([part[0] for part in parts]), labels, objects, sha256)
-    return {"rows": np.array([entry[2] for entry in entries], np.int64),
-            "paths": np.array([entry[0] for entry in entries]), "splits": splits,
-            "labels": labels, "objects": objects, "sha256": sha256,
-            "notes": np.array([entry[3] for entry in entries])}
+    paths, _, rows, notes = zip(*entries, strict=True) if entries else ((),) * 4
+    found = np.array(rows, np.int64), np.array(paths), splits, labels, objects, sha256, np.array(notes)
+    return dict(zip(COLUMNS, found, strict=True))
 
 
 def object_classes(names: list[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import sample
-from cache import decode_all, fingerprint_of, open_cache
+from cache import COLUMNS, decode_all, fingerprint_of, open_cache
 from files import Parser, TellError, command_line, config, folder, make_folder, remove, shown, user_path
 from sources import ARCHIVES, ending, require_readable
 
@@ -63,8 +63,7 @@ class ImageSet:
 
     def take(self, index: np.ndarray) -> "ImageSet":
         """The pictures at `index` (integers or a mask over this set)."""
-        columns = ("rows", "paths", "splits", "labels", "objects", "sha256", "notes")
-        return replace(self, **{column: getattr(self, column)[index] for column in columns})
+        return replace(self, **{column: getattr(self, column)[index] for column in COLUMNS})
 
     def split(self, name: str) -> "ImageSet":
         """The pictures of "train", "val" or "test"; TellError where there is none."""
@@ -283,7 +282,7 @@ def report_unreadable(data: ImageSet) -> None:
     if data.unreadable:
         print(f"{len(data.unreadable):,} of {len(data.unreadable) + len(data):,} "
               f"files of {shown(data.source)} could not be read")
-    converted = Counter(re.sub(r"\d+", "N", note) for note in data.notes.tolist() if note)
+    converted = Counter(re.sub(r"\d+", "N", note) for note in data.notes[data.notes != ""].tolist())
     for note, count in sorted(converted.items()):
         print(f"converted: {count:,} pictures ({note})")
 

@@ -26,6 +26,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from files import Parser, command_line, user_path, whole_number
 from sources import require_readable
 
+Batch = tuple[torch.Tensor, torch.Tensor]
 TRANSFORM = Compose([ToTensor(), Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
 
 
@@ -49,7 +50,7 @@ def find_files(folder: str) -> list[tuple[str, float]]:
             for place, _, names in os.walk(folder) for name in names]
 
 
-def load_batches(folder: str, list_file: str, batch_size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def load_batches(folder: str, list_file: str, batch_size: int = 32) -> list[Batch]:
     with open(list_file) as file:
         wanted = {line.rstrip("\n") for line in file}
     items = [item for item in find_files(folder) if item[0] in wanted]
@@ -62,7 +63,7 @@ def load_batches(folder: str, list_file: str, batch_size: int = 32) -> list[tupl
     return batches
 
 
-def permuted(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def permuted(batches: list[Batch]) -> Iterator[Batch]:
     for pictures, labels in batches:
         order = torch.randperm(len(labels))
         yield pictures[order], labels[order]

@@ -93,9 +93,9 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def walk(root: str, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[os.DirEntry]]]:
-    """Every file below root in sorted order (os.walk's is not): (parts of its folder's path, neighbours there).
+    """Every file below root in sorted order (os.walk's is not): the parts of a folder's path, files there.
 
-    Together, because a tuple for each of 120,000 files keeps Python's garbage collector busy.
+    Not one by one, because a tuple for each of 120,000 files keeps Python's garbage collector busy.
     """
     for folders, entries in groupby(sorted(entries_of(root), key=attrgetter("name")), is_folder):
         if not folders:

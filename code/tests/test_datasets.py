@@ -130,8 +130,8 @@ def test_a_changed_source_is_decoded_again(tree):
 def test_a_damaged_cache_is_built_again(tree):
     datasets.load(str(tree))
     built = next(path for path in folder("cache").iterdir() if path.is_dir())
-    for name, content in (("pixels.u8", b"short"), ("meta.json", b"{"), ("table.npz", b"PK"),
-                          ("table.npz", b""), ("meta.json", b"[]"), ("meta.json", b"")):
+    for name, content in (("pixels.u8", b"short"), ("meta.json", b"{"), ("paths.npy", b"\x93NUMPY"),
+                          ("rows.npy", b""), ("meta.json", b"[]"), ("meta.json", b"")):
         (built / name).write_bytes(content)
         assert len(datasets.load(str(tree))) == 100
 
