@@ -270,9 +270,9 @@ def import_cifake(path: Path) -> Path:
 
 def describe(data: ImageSet) -> dict[str, int]:
     """{"train REAL": n, ...} over the splits and labels that occur."""
-    counts = Counter(zip(data.splits.tolist(), data.labels.tolist(), strict=True))
-    return {f"{split} {('REAL', 'FAKE')[label]}": counts[split, label]
-            for split in SPLITS for label in (0, 1) if counts[split, label]}
+    counts = {f"{split} {name}": int(((data.splits == split) & (data.labels == label)).sum())
+              for split in SPLITS for label, name in enumerate(("REAL", "FAKE"))}
+    return {name: count for name, count in counts.items() if count}
 
 
 def report_unreadable(data: ImageSet) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.sgd import sgd
 from tqdm import tqdm
 
 from classes import fake_logit, feed, training_mode
@@ -99,10 +98,10 @@ class SGD:
             parameter.grad = None
 
     def update(self, chosen: list[int], decay: float, factor: float) -> None:
-        picked = [[group[i] for i in chosen] for group in (self.parameters, self.buffers)]
-        sgd(picked[0], [parameter.grad for parameter in picked[0]], picked[1], fused=True,
-            weight_decay=decay, momentum=self.recipe.momentum, lr=self.recipe.lr * factor,
-            dampening=0, nesterov=self.recipe.nesterov, maximize=False)
+        parameters, buffers = ([group[i] for i in chosen] for group in (self.parameters, self.buffers))
+        torch._fused_sgd_(parameters, [parameter.grad for parameter in parameters], buffers,
+                          weight_decay=decay, momentum=self.recipe.momentum, lr=self.recipe.lr * factor,
+                          dampening=0.0, nesterov=self.recipe.nesterov, maximize=False, is_first_step=False)
 
 
 class Average:
