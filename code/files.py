@@ -4,7 +4,9 @@ Folders come from config.json beside this file (relative to it), so that every c
 any folder. TELL_DATA, TELL_CACHE, TELL_MODELS, TELL_RESULTS and TELL_FIGURES override one each.
 """
 import argparse
+import atexit
 import csv
+import gc
 import json
 import os
 import sys
@@ -203,8 +205,15 @@ def number_between(low: float, high: float):
     return parse
 
 
+def keep_all() -> None:
+    """At exit Python looks for garbage among all objects: a third of a second for torch's, for nothing."""
+    if "triton" not in sys.modules:  # which prints a page of complaints when its objects are kept
+        gc.freeze()
+
+
 def command_line(main) -> None:
     """Run main(); a TellError becomes one line on stderr and exit code 2."""
+    atexit.register(keep_all)
     # A log shows each epoch as it ends; a file name that is no text is printed all the same.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")

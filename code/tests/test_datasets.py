@@ -304,6 +304,18 @@ def test_the_same_picture_claimed_twice(tree):
         datasets.load(str(tree))
 
 
+@pytest.mark.parametrize(("loaded", "kept"), [("json", True), ("triton", False)])
+def test_commands_end_without_a_search_for_garbage(loaded, kept):
+    code = NOTHING_BUT_DATASETS + f"""
+import atexit, gc, sys
+from files import command_line
+sys.modules.setdefault({loaded!r}, sys)
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # the first one registered comes last
+command_line(lambda: None)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{kept}\n", done.stderr
+
+
 def test_command_lines_say_no_in_one_line(tree, tmp_path):
     assert_one_line(run_tell("datasets.py", "verify", tmp_path / "nowhere"), "no such file", "nowhere")
     assert_one_line(run_tell("datasets.py", "verify"), "CIFAKE is not under", "fetch cifake", "import")
