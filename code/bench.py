@@ -1,6 +1,6 @@
 """How long Tell takes, against the way the earlier project works (reference.py), on CIFAKE.
 
-    python code/bench.py              every row; about 15 minutes on two cores
+    python code/bench.py              every row; about 15 minutes on two idle cores
     python code/bench.py --repeats 3  the median of three, of rows under two minutes
     python code/bench.py --only cold "train.py -ep 1"     rows whose names begin so; nothing is written
 

@@ -206,7 +206,7 @@ def number_between(low: float, high: float):
 
 
 def keep_all() -> None:
-    """At exit Python looks for garbage among all objects: a third of a second for torch's, for nothing."""
+    """At exit Python looks for garbage among all objects: 0.4 s for torch's, for nothing."""
     if "triton" not in sys.modules:  # which prints a page of complaints when its objects are kept
         gc.freeze()
 

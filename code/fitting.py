@@ -75,7 +75,7 @@ def finished(recipe: Recipe, history: list[dict]) -> bool:
 
 
 class SGD:
-    """Gradient descent with momentum: torch.optim.SGD's fused kernel, hence its bits, without its class.
+    """Gradient descent with momentum: torch.optim.SGD's fused kernel, hence its bits, called directly.
 
     That class imports torch.compile when it takes its first step, which nothing here uses: 3.7 s a
     process, the time of an epoch. `buffers` is its whole state, one tensor a parameter. Weight decay

@@ -124,8 +124,8 @@ def zip_files(path: Path, named: Callable = canonical) -> Iterator[tuple[str, by
                 name = None if member.is_dir() else named(tuple(member.filename.split("/")))
                 if name:
                     yield name, archive.read(member)
-    # zipfile: NotImplementedError of a compression it does not know, RuntimeError of an encrypted member.
-    except (zipfile.BadZipFile, *DAMAGE, NotImplementedError, RuntimeError) as error:
+    # RuntimeError, or a kind of it, is zipfile's for an encrypted member and for an unknown compression.
+    except (zipfile.BadZipFile, *DAMAGE, RuntimeError) as error:
         raise broken(path, error) from error
 
 
@@ -172,8 +172,7 @@ def signature(path: Path, listed: Listing | None = None) -> str:
     listed: listing(path), where that is known.
     """
     listed = listing(path) if listed is None else listed
-    stats = [stat_of(entry) for _, entries in listed for entry in entries] if path.is_dir() else [
-        times(path.stat())]
+    stats = [stat_of(entry) for _, entries in listed for entry in entries] or [times(path.stat())]
     text = "\n".join([os.fspath(path), *stats])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 

@@ -131,7 +131,8 @@ def test_a_damaged_cache_is_built_again(tree):
     datasets.load(str(tree))
     built = next(path for path in folder("cache").iterdir() if path.is_dir())
     for name, content in (("pixels.u8", b"short"), ("meta.json", b"{"), ("paths.npy", b"\x93NUMPY"),
-                          ("rows.npy", b""), ("meta.json", b"[]"), ("meta.json", b"")):
+                          ("rows.npy", b""), ("labels.npy", (built / "labels.npy").read_bytes()[:-1]),
+                          ("meta.json", b"[]"), ("meta.json", b"")):
         (built / name).write_bytes(content)
         assert len(datasets.load(str(tree))) == 100
 
@@ -296,6 +297,17 @@ def test_our_names_are_not_a_users_folders(tree):
 def test_what_cannot_be_a_path(name):
     with pytest.raises(TellError, match="cannot be a path|no such file"):
         datasets.load(name)
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
+def test_a_zip_that_zipfile_cannot_read_is_one_clear_line(tree, tmp_path, place, value):
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tree))
+    content = bytearray(packed.read_bytes())
+    at = content.rindex(b"PK\x01\x02") + place  # the last member's entry in the zip's directory
+    content[at:at + 2] = value.to_bytes(2, "little")
+    packed.write_bytes(content)
+    with pytest.raises(TellError, match="packed.zip: not a whole archive"):
+        datasets.load(str(packed))
 
 
 def test_the_same_picture_claimed_twice(tree):

@@ -108,6 +108,6 @@ def test_the_reference_that_times_are_measured_against_runs_and_says_how(tree, t
         (str(path), float(path.parent.name == "FAKE")) for path in files]
     assert "LIST" in run_tell("reference.py", "--help").stdout
     assert_one_line(run_tell("reference.py"), "required: action")
-    assert_one_line(run_tell("reference.py", "train", *paths[:2], "few", paths[2]), "'few' is not")
-    missing = run_tell("reference.py", "train", tree, tmp_path / "none", 1, paths[2])
-    assert_one_line(missing, "none: no such file")
+    for name, epochs, words in (("list.txt", "few", "'few' is not a whole"),
+                                ("none", 1, "none: no such file")):
+        assert_one_line(run_tell("reference.py", "train", tree, tmp_path / name, epochs, paths[2]), words)
