@@ -59,7 +59,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 def convolved_and_pooled(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """pool(layer(x)) of a 5 x 5 convolution; without a gradient in two thirds of the time.
+    """pool(layer(x)) of a 5 x 5 convolution; without a gradient in four fifths of the time.
 
     There one convolution of stride (1, 2), whose 5 x 6 kernels are the layer's at two places, gives both
     numbers of each pair as channels: 12 of them fill more of a CPU's vectors than the layer's own 6.
